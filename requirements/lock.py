@@ -1,0 +1,38 @@
+"""Write the locks: the newest releases that settings.ini admits, with hashes, for every platform. Run by `make lock`."""
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILD = "setuptools>=77"  # `pip install -e .` without build isolation needs it
+LOCKS = {"base": ("server", "notebooks"), "dev": ("server", "notebooks", "dev"), "all": None}
+
+
+def requirements(extras: tuple[str, ...] | None) -> str:
+    "The requirement lines of the base set and `extras` (all of them when None)."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(HERE.parent / "settings.ini", encoding="utf-8")
+    cfg = ini["DEFAULT"]
+    keys = [k for k in cfg if k.startswith("extra_") and (extras is None or k.removeprefix("extra_") in extras)]
+    return "\n".join([BUILD, *shlex.split(cfg["requirements"]), *(r for k in keys for r in shlex.split(cfg[k]))]) + "\n"
+
+
+def main() -> None:
+    "Lock everything first, then each smaller set to the same versions."
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sorted(LOCKS, key=lambda n: LOCKS[n] is not None):
+            source, target = Path(folder) / f"{name}.in", HERE / f"{name}.txt"
+            source.write_text(requirements(LOCKS[name]), encoding="utf-8")
+            command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--python-version", "3.11"]
+            command += ["--no-emit-index-url", "--no-annotate", "--no-header", "--output-file", str(target), str(source)]
+            command += ["--upgrade"] if name == "all" else ["--constraint", str(HERE / "all.txt")]
+            subprocess.run(command, check=True)  # noqa: S603
+            print(f"{target.name}: {sum('==' in line for line in target.read_text().splitlines())} packages")
+
+
+if __name__ == "__main__":
+    main()
