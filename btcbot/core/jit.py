@@ -79,7 +79,7 @@ os.environ["NUMBA_CACHE_DIR"] = str(_CACHE)
 
 import numba
 
-numba.config.CACHE_DIR = str(_CACHE)
+vars(numba.config)["CACHE_DIR"] = str(_CACHE)
 
 # %% ../../nbs/00_core.jit.ipynb #55402fcf
 F8 = NDArray[np.float64]
