@@ -27,10 +27,11 @@ def main() -> None:
         for name in sorted(LOCKS, key=lambda n: LOCKS[n] is not None):
             source, target = Path(folder) / f"{name}.in", HERE / f"{name}.txt"
             source.write_text(requirements(LOCKS[name]), encoding="utf-8")
-            command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--python-version", "3.11"]
-            command += ["--no-emit-index-url", "--no-annotate", "--no-header", "--output-file", str(target), str(source)]
+            command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
+            command += ["--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"]
+            command += ["--output-file", str(target), str(source)]
             command += ["--upgrade"] if name == "all" else ["--constraint", str(HERE / "all.txt")]
-            subprocess.run(command, check=True)  # noqa: S603
+            subprocess.run(command, check=True)  # noqa: S603 - a fixed program, no shell
             print(f"{target.name}: {sum('==' in line for line in target.read_text().splitlines())} packages")
 
 

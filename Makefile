@@ -1,0 +1,122 @@
+# btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab bench parity docs lock export notebooks format pin clean
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What the editable install of this package is made from.
+PACKAGE := settings.ini setup.py pyproject.toml btcbot/__init__.py
+UNCHANGED := $(BIN)/python tests/check_unchanged.py
+# An environment that was moved, or whose interpreter is gone, is set up again.
+ifneq ($(shell $(BIN)/python -c 'print("runs")' 2>/dev/null):$(shell cat $(VENV)/.made 2>/dev/null),runs:$(CURDIR))
+STALE := $(shell rm -f $(VENV)/.base $(VENV)/.dev)
+.PHONY: $(VENV)/.made
+endif
+
+help:
+	@echo "make demo [DATA=folder or file] [FROM=2019-01-01] [TO=2021-01-01] [SEED=1] [STRATEGY=name]   the trading loop, end to end"
+	@echo "make test        every check, as in continuous integration"
+	@echo "make lab         JupyterLab, opened on the tutorials"
+	@echo "make export      notebooks to btcbot/, then clean them"
+	@echo "make notebooks   run the notebooks and keep their outputs"
+	@echo "make format      format and fix what ruff can"
+	@echo "make bench       timings, reported and never asserted"
+	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
+	@echo "make docs        the documentation site in _docs (needs Quarto)"
+	@echo "make lock        lock the newest releases that settings.ini admits"
+	@echo "make pin         pin the actions of .github/workflows by commit (needs gh, signed in)"
+	@echo "make clean       remove what can be made again, except .venv and runs"
+
+# Set-up. Each stamp is younger than what it was made from, so a changed lock installs again.
+
+$(VENV)/.made:
+	@PYTHON="$(PYTHON)" sh requirements/venv.sh $(VENV)
+
+$(VENV)/.base: $(VENV)/.made requirements/base.txt $(PACKAGE)
+	@echo "Installing the base set (requirements/base.txt); the first time takes a minute or two"
+	@$(PIP_INSTALL) --require-hashes -r requirements/base.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt
+	@echo "Installing the development set (requirements/dev.txt)"
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# What a user runs.
+
+DEMO_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
+	$(if $(SEED),--seed "$(SEED)") $(if $(STRATEGY),--strategy "$(STRATEGY)")
+
+demo: $(VENV)/.base
+	@exec $(BIN)/btcbot demo $(DEMO_OPTIONS)
+
+lab: $(VENV)/.base
+	@exec $(BIN)/python -m jupyterlab --notebook-dir=. nbs/tutorials
+
+# Every check, in the order of continuous integration. Slow: the notebooks with the JIT on (they compile the kernels), the same in plain Python
+# under coverage, and the wheel in an empty environment (it downloads the base set).
+
+test: $(VENV)/.dev
+	@echo "== 1/6 Notebooks are clean"
+	@$(UNCHANGED) $(BIN)/nbdev-clean
+	@$(UNCHANGED) $(BIN)/nbdev-clean --fname papermill_jobs
+	@echo "== 2/6 The package is what the notebooks export"
+	@$(UNCHANGED) $(BIN)/nbdev-export
+	@echo "== 3/6 Lint, format, types, suppressed checks"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check mt5_server tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/python tests/check_suppressions.py
+	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on"
+	@$(BIN)/nbdev-test --n-workers 2 --timing
+	@$(BIN)/python -m pytest -q -m jit --durations=5 tests
+	@echo "== 5/6 Notebooks, jobs and tests in plain Python, under coverage"
+	@$(BIN)/coverage erase
+	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -m "not jit" --durations=10 nbs papermill_jobs tests
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+	@echo "== 6/6 The wheel in an empty environment"
+	@$(BIN)/python -m pytest -q --durations=3 tests/check_wheel.py
+
+# Long runs, which are no part of `make test`.
+
+bench: $(VENV)/.dev
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+parity: $(VENV)/.dev
+	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -m parity --durations=10 tests
+
+# What a contributor runs.
+
+docs: $(VENV)/.dev
+	@command -v quarto >/dev/null || { echo "Quarto was not found; install it from https://quarto.org/docs/get-started/" >&2; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-docs
+
+export: $(VENV)/.dev
+	@$(BIN)/nbdev-export
+	@$(BIN)/nbdev-clean
+	@$(BIN)/nbdev-clean --fname papermill_jobs
+
+notebooks: $(VENV)/.dev
+	@$(BIN)/nbdev-export
+	@$(BIN)/nbdev-test --save --n-workers 2
+	@$(BIN)/nbdev-clean
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff format mt5_server tests benchmarks
+	@$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.dev
+	@$(BIN)/python requirements/lock.py
+
+pin: $(VENV)/.made
+	@$(BIN)/python .github/pin_actions.py
+
+clean:
+	rm -rf build dist _proc _docs htmlcov *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	find btcbot mt5_server nbs papermill_jobs tests benchmarks requirements -name __pycache__ -prune -exec rm -rf {} +
+	find nbs papermill_jobs -name .ipynb_checkpoints -prune -exec rm -rf {} +
