@@ -6,7 +6,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Twice quiet: warnings about an index are not shown, errors are.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 # What the editable install of this package is made from.
 PACKAGE := settings.ini setup.py pyproject.toml btcbot/__init__.py
 UNCHANGED := $(BIN)/python tests/check_unchanged.py

@@ -40,7 +40,7 @@ def scripts(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty")
     run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], folder)
     install: list[str | Path] = [*PIP, "--python", folder / "venv/bin/python", "install"]
-    run([*install, "--require-hashes", "--requirement", ROOT / "requirements/base.txt"], folder)
+    run([*install, "--no-compile", "--require-hashes", "--requirement", ROOT / "requirements/base.txt"], folder)
     run([*install, "--no-deps", "--no-index", next(built.glob("*.whl"))], folder)
     return folder / "venv/bin"
 

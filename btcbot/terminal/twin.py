@@ -282,7 +282,8 @@ class Twin:
         comment = self._comments.get(order, "") if label is None else f"{label}{price:.{digits}f}" + "]" * (label[0] == "[")
         money = (row[engine.COMMISSION] / 100, row[engine.DEAL_SWAP] / 100, row[engine.PROFIT] / 100, 0.0)
         self._deals.append(TradeDeal((
-            ticket, order, moment // 1000, moment, kind, row[engine.ENTRY], magic, position, reason, volume, price, *money, name, comment, "",
+            ticket, order, moment // 1000, moment, kind, row[engine.ENTRY], magic, position, reason,
+            volume, price, *money, name, comment, "",
         )))
         self._orders.append(TradeOrder((
             order, moment // 1000, moment, moment // 1000, moment, 0, kind, 0, 0, C.ORDER_STATE_FILLED, magic, position, 0, reason,
@@ -348,9 +349,11 @@ class Twin:
         profile = self.profile
         return AccountInfo((
             self.login_number, C.ACCOUNT_TRADE_MODE_DEMO, profile.leverage, engine.MAX_POSITIONS,
-            C.ACCOUNT_STOPOUT_MODE_PERCENT, True, True, C.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING, 2, False, balance / 100, 0.0, (equity - balance) / 100, equity / 100, margin / 100,
+            C.ACCOUNT_STOPOUT_MODE_PERCENT, True, True, C.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING, 2, False,
+            balance / 100, 0.0, (equity - balance) / 100, equity / 100, margin / 100,
             (equity - margin) / 100, round(equity / margin * 100, 2) if margin else 0.0,
-            float(profile.margin_call), float(profile.stop_out), 0.0, 0.0, 0.0, 0.0, 0.0, "Twin", profile.server, profile.currency, "btcbot",
+            float(profile.margin_call), float(profile.stop_out), 0.0, 0.0, 0.0, 0.0, 0.0,
+            "Twin", profile.server, profile.currency, "btcbot",
         ))
 
     def _symbols_total(self) -> int:
@@ -542,13 +545,14 @@ class Twin:
             group = _text(options["group"], "group") if "group" in options else None
             self._connected()
             keys = ((record, key(record)) for record in records)
-            return tuple(r for r, (time, _, _, name) in keys if begin <= time <= end and (group is None or group_matches(group, name)))
+            inside = ((record, name) for record, (time, _, _, name) in keys if begin <= time <= end)
+            return tuple(record for record, name in inside if group is None or group_matches(group, name))
         if dates or not {"ticket", "position"} & options.keys():
             raise InvalidArgument("Invalid arguments")
-        which = "ticket" if "ticket" in options else "position"
+        which, column = ("ticket", 1) if "ticket" in options else ("position", 2)
         is_wanted = self._selected_by({"ticket": options[which]})
         self._connected()
-        return tuple(r for r in records if is_wanted(key(r)[1 if which == "ticket" else 2], ""))
+        return tuple(record for record in records if is_wanted(int(key(record)[column]), ""))
 
     def _history_deals_get(self, *dates: object, **options: object) -> tuple[TradeDeal, ...]:
         "Deals between two server times, of an order, or of a position."
