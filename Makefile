@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab bench parity docs lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity docs lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -21,6 +21,7 @@ help:
 	@echo "make demo [DATA=folder or file] [FROM=2019-01-01] [TO=2021-01-01] [SEED=1] [STRATEGY=name]   the trading loop, end to end"
 	@echo "make test        every check, as in continuous integration"
 	@echo "make lab         JupyterLab, opened on the tutorials"
+	@echo "make setup       .venv with the base set, and nothing more"
 	@echo "make export      notebooks to btcbot/, then clean them"
 	@echo "make notebooks   run the notebooks and keep their outputs"
 	@echo "make format      format and fix what ruff can"
@@ -48,6 +49,8 @@ $(VENV)/.dev: $(VENV)/.base requirements/dev.txt
 	@touch $@
 
 # What a user runs.
+
+setup: $(VENV)/.base
 
 DEMO_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
 	$(if $(SEED),--seed "$(SEED)") $(if $(STRATEGY),--strategy "$(STRATEGY)")

@@ -69,7 +69,7 @@ def exit_when_stdin_closes(
 # %% ../../nbs/02_core.process.ipynb #39966499
 def exit_with_parent(
     poll_s: float = 0.5,          # Time between two looks
-    parent: int | None = None,    # The parent's process id, where the caller knows it: then a parent that died before this call is noticed too
+    parent: int | None = None,    # The parent's process id, if known: then one that died before this call is noticed too
 ) -> threading.Thread | None:     # The daemon thread that looks, None on Windows
     "End this process, with status 1, when its parent is gone."
     if os.name == "nt":
@@ -196,9 +196,10 @@ class Child:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - the command is the caller's own list, no shell reads it
-                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=self._cwd, start_new_session=True,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(self._env or {})}, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                self._process = subprocess.Popen(  # the command is the caller's own list, no shell reads it
+                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=self._cwd,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **(self._env or {})},
+                    start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the latter on Windows
                 )
             except OSError as error:
                 raise BtcbotError(f"{self.command[0]} can't be started ({error.strerror}): name a program that exists.") from error

@@ -139,7 +139,8 @@ def make_strategy(
     "Make a shipped strategy by name."
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, 1)
-        raise BtcbotError(f"Unknown strategy {name!r}: {f'did you mean {near[0]}?' if near else 'use one of ' + ', '.join(STRATEGIES) + '.'}")
+        remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(STRATEGIES)}."
+        raise BtcbotError(f"Unknown strategy {name!r}: {remedy}")
     try:
         return STRATEGIES[name](timeframe=timeframe, **parameters)
     except TypeError as error:
