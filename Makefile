@@ -59,7 +59,7 @@ demo: $(VENV)/.base
 	@exec $(BIN)/btcbot demo $(DEMO_OPTIONS)
 
 lab: $(VENV)/.base
-	@exec $(BIN)/python -m jupyterlab --notebook-dir=. nbs/tutorials
+	@exec $(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/tutorials
 
 # Every check, in the order of continuous integration. Slow: the notebooks with the JIT on (they compile the kernels), the same in plain Python
 # under coverage, and the wheel in an empty environment (it downloads the base set).

@@ -2,4 +2,68 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from btcbot.backtest.backtester import Backtester as Backtester
+    from btcbot.core.errors import BtcbotError as BtcbotError
+    from btcbot.data.clean import DataCleaner as DataCleaner
+    from btcbot.data.ingest import DataIngestor as DataIngestor
+    from btcbot.data.store import Store as Store
+    from btcbot.engine.risk import RiskLimits as RiskLimits
+    from btcbot.engine.risk import RiskManager as RiskManager
+    from btcbot.features.engineering import FeatureEngineering as FeatureEngineering
+    from btcbot.strategies.base import Strategy as Strategy
+    from btcbot.terminal.connect import connect as connect
+    from btcbot.trading.execution import OrderExecution as OrderExecution
+    from btcbot.trading.trader import Trader as Trader
+
+__all__ = [
+    "Backtester",
+    "BtcbotError",
+    "DataCleaner",
+    "DataIngestor",
+    "FeatureEngineering",
+    "OrderExecution",
+    "RiskLimits",
+    "RiskManager",
+    "Store",
+    "Strategy",
+    "Trader",
+    "__version__",
+    "connect",
+]
+
+# Where each public name lives. Its module, and numpy, pandas and numba with it, is loaded when the name is first used.
+_HOMES = {
+    "Backtester": "btcbot.backtest.backtester",
+    "BtcbotError": "btcbot.core.errors",
+    "DataCleaner": "btcbot.data.clean",
+    "DataIngestor": "btcbot.data.ingest",
+    "FeatureEngineering": "btcbot.features.engineering",
+    "OrderExecution": "btcbot.trading.execution",
+    "RiskLimits": "btcbot.engine.risk",
+    "RiskManager": "btcbot.engine.risk",
+    "Store": "btcbot.data.store",
+    "Strategy": "btcbot.strategies.base",
+    "Trader": "btcbot.trading.trader",
+    "connect": "btcbot.terminal.connect",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load the module of a public name when the name is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is loaded."""
+    return sorted({*globals(), *_HOMES})

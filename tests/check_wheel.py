@@ -4,6 +4,7 @@ Run by name (`pytest tests/check_wheel.py`), as the last step of `make test`: it
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -29,9 +30,12 @@ def run(command: Sequence[str | Path], folder: Path) -> subprocess.CompletedProc
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with the sdist, and the wheel made from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT], folder)
-    return folder
+    folder = tmp_path_factory.mktemp("build")
+    # From a copy: a build leaves its metadata beside setup.py, where Python would find it before the installed one's.
+    made = shutil.ignore_patterns(".*", "runs", "build", "dist", "_proc", "_docs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder / "source", ignore=made)
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source"], folder)
+    return folder / "dist"
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,7 @@ ROOMS = (
     "models",
     "trading",
     "ops",
-    "cli",
-    "nbtest",
+    "",  # modules at the package's root: the command and what belongs to it
 )
 SERVER_ROOMS = {"core", "market", "security", "engine", "terminal"}
 # Rooms that take arrays and give arrays, and what they may therefore not import.
@@ -226,24 +225,29 @@ def test_the_package_is_generated() -> None:
 # Rooms
 
 
+def room_of(module: str) -> str:
+    """Return the room of a module, or of the room itself."""
+    return module.split(".")[0] if "." in module or module in ROOMS else ""
+
+
 def violations(importer: str, code: str) -> list[str]:
     """Return the imports in the code of module `importer` that the order of the rooms does not allow."""
-    room, wrong = importer.split(".")[0], []
+    room, wrong = "mt5_server" if importer == "mt5_server" else room_of(importer), []
     known = {*MODULES, *ROOMS}
     for name in imported(code):
         parts = name.split(".")
-        if parts[0] == "mt5_server" and room in ROOMS and room not in ("cli",):
-            wrong.append(f"{name}: the package does not import the server")
+        if parts[0] == "mt5_server" and room in ROOMS[:-1]:
+            wrong.append(f"{name}: a room does not import the server")
         if parts[0] != "btcbot" or (len(parts) == 2 and parts[1].startswith("__")) or parts == ["btcbot"]:
             continue
         target = next((".".join(parts[1:end]) for end in range(len(parts), 1, -1) if ".".join(parts[1:end]) in known), None)
         if target is None:
             wrong.append(f"{name}: name the module, not the package's root")
         elif room == "mt5_server":
-            if target.split(".")[0] not in SERVER_ROOMS:
+            if room_of(target) not in SERVER_ROOMS:
                 wrong.append(f"{name}: the server imports from {', '.join(sorted(SERVER_ROOMS))} only")
         elif target != importer:
-            mine, theirs = ROOMS.index(room), ROOMS.index(target.split(".")[0])
+            mine, theirs = ROOMS.index(room), ROOMS.index(room_of(target))
             if theirs > mine or (theirs == mine and not (target in MODULES and MODULES[target].name < MODULES[importer].name)):
                 wrong.append(f"{name}: {importer} comes before it")
     return wrong
@@ -251,9 +255,9 @@ def violations(importer: str, code: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_notebook_imports_from_rooms_above(module: str) -> None:
-    assert module.split(".")[0] in ROOMS
+    assert room_of(module) in ROOMS
     assert violations(module, code_of(MODULES[module])) == []
-    if module.split(".")[0] in PURE_ROOMS:
+    if room_of(module) in PURE_ROOMS:
         exported = (ROOT / "btcbot" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
         assert [name for name in imported(exported) if name.split(".")[0] in OUTSIDE] == []
 

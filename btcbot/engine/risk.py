@@ -261,6 +261,13 @@ class RiskManager:
         )
         return self._out[:n].copy()
 
+    def drawdown(
+        self,
+        equity: int,  # Cents
+    ) -> float:       # 0 at the peak
+        "Return the share of the peak equity that is lost."
+        return max(0.0, 1 - equity / float(self.state[PEAK_EQUITY])) if self.state[PEAK_EQUITY] > 0 else 0.0
+
     @property
     def is_halted(self) -> bool:
         "True when the drawdown limit was reached; only a person lifts it."
