@@ -171,8 +171,10 @@ class Program:
                 break
         self.compare()
         ours = [
-            (d.ticket - 1, d.order, d.time_msc, 1 if d.type == 0 else -1, d.entry, d.position_id, d.reason, d.magic)
-            + tuple(Decimal(str(v)) for v in (d.volume, d.price, d.commission, d.swap, d.profit))
+            (
+                *(d.ticket - 1, d.order, d.time_msc, 1 if d.type == 0 else -1, d.entry, d.position_id, d.reason, d.magic),
+                *(Decimal(str(v)) for v in (d.volume, d.price, d.commission, d.swap, d.profit)),
+            )
             for d in self.twin.history_deals_get(0, 2**31 - 1)[1:]
         ]
         theirs = [

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -87,17 +87,23 @@ def _trial(
         result.profile.name, _json(asdict(result.profile)), _json(asdict(limits)), result.data_hash, first, last,
     )
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    measured = (len(returns), sharpe, sharpe / math.sqrt(DAYS_A_YEAR), *_moments(returns), float(result.equity.iloc[-1] / result.profile.deposit - 1))
-    open_ended = Trial(number, now_ms, key, *identity, *measured, note, previous, "")
-    return Trial(*astuple(open_ended)[:-1], _entry_hash(open_ended))
+    net = float(result.equity.iloc[-1]) / result.profile.deposit - 1
+    measured = (len(returns), sharpe, sharpe / math.sqrt(DAYS_A_YEAR), *_moments(returns), net)
+    trial = Trial(number, now_ms, key, *identity, *measured, note, previous, "")
+    return replace(trial, hash=_entry_hash(trial))
 
 # %% ../../nbs/52_backtest.ledger.ipynb #da7fa05b
 _FORMAT: Final = 1
-_SQL_TYPES: Final = {"int": "INTEGER", "float": "REAL", "str": "TEXT"}
 _COLUMNS: Final = tuple(field.name for field in fields(Trial))
 _SCHEMA: Final = (
-    f"CREATE TABLE trials ({', '.join(f'{f.name} {_SQL_TYPES[getattr(f.type, '__name__', str(f.type))]} NOT NULL' for f in fields(Trial))}, "
-    "PRIMARY KEY (id), UNIQUE (key)) STRICT",
+    """CREATE TABLE trials (
+        id INTEGER PRIMARY KEY, recorded_ms INTEGER NOT NULL, key TEXT NOT NULL UNIQUE,
+        strategy TEXT NOT NULL, code_hash TEXT NOT NULL, parameters TEXT NOT NULL, timeframe TEXT NOT NULL,
+        profile TEXT NOT NULL, conditions TEXT NOT NULL, limits TEXT NOT NULL,
+        data_hash TEXT NOT NULL, first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL,
+        days INTEGER NOT NULL, sharpe REAL NOT NULL, sharpe_day REAL NOT NULL, skewness REAL NOT NULL, kurtosis REAL NOT NULL,
+        net_return REAL NOT NULL, note TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL
+    ) STRICT""",
     "CREATE TRIGGER no_update BEFORE UPDATE ON trials BEGIN SELECT RAISE(ABORT, 'a ledger entry never changes'); END",
     "CREATE TRIGGER no_delete BEFORE DELETE ON trials BEGIN SELECT RAISE(ABORT, 'a ledger entry is never removed'); END",
     # INSERT OR REPLACE removes rows without firing the trigger above.
@@ -152,7 +158,7 @@ class TrialLedger:
                 _prepare(connection, self.path)
                 yield connection
         except (OSError, sqlite3.Error) as error:
-            raise BtcbotError(f"The ledger {self.path} can't be used ({error}): name a file of this kind, in a folder that is yours.") from error
+            raise BtcbotError(f"The ledger {self.path} can't be used ({error}): name a ledger, in a folder that is yours.") from error
 
     def record(
         self,
@@ -167,7 +173,7 @@ class TrialLedger:
             trial = _trial(result, limits or RiskLimits(), note, end[0] + 1, self._now_ms(), end[1])
             known = connection.execute("SELECT * FROM trials WHERE key = ?", (trial.key,)).fetchone()
             if known is None:
-                connection.execute(f"INSERT INTO trials VALUES ({', '.join('?' * len(_COLUMNS))})", astuple(trial))
+                connection.execute("INSERT INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", astuple(trial))
             connection.execute("COMMIT")
         return trial if known is None else Trial(*known)
 

@@ -147,6 +147,10 @@ def _times(frame: pd.DataFrame, file: Path, zone: str | None) -> tuple[I8, str]:
         raise BtcbotError(f"{file}: {error}") from error
 
 # %% ../../nbs/31_data.files.ipynb #ed1f1a28
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
 def _numbers(frame: pd.DataFrame, name: str, file: Path) -> F8:
     numbers = pd.to_numeric(frame[name], errors="coerce")
     bad = numbers.isna() & frame[name].notna()
@@ -159,10 +163,10 @@ def _whole(numbers: F8, limit: float) -> tuple[I8, str]:
     "Return whole numbers, 0 where there is none, and what was wrong."
     given = np.isfinite(numbers)
     if (numbers[given] % 1 != 0).any():
-        return np.zeros(len(numbers), np.int64), "has decimals, so it is left out"
+        return np.zeros(len(numbers), np.int64), "has decimals: left out"
     good = given & (numbers >= 0) & (numbers < limit)
     wrong = len(numbers) - int(good.sum())
-    return np.where(good, numbers, 0).astype(np.int64), f"is empty or out of range in {wrong} rows, where 0 stands" if wrong else ""
+    return np.where(good, numbers, 0).astype(np.int64), f"is empty or out of range in {_rows(wrong)}, where 0 stands" if wrong else ""
 
 
 def _values(frame: pd.DataFrame, file: Path, digits: int) -> tuple[dict[str, NDArray[np.generic]], int, list[str]]:
@@ -173,7 +177,8 @@ def _values(frame: pd.DataFrame, file: Path, digits: int) -> tuple[dict[str, NDA
     for name in BAR_COLUMNS[:4]:
         exact = _numbers(frame, name, file)
         price = values[name] = np.round(exact, digits)
-        rounded |= np.abs(price - exact) > 10.0**-digits * 1e-6
+        with np.errstate(invalid="ignore"):  # infinity minus infinity; such rows are left out later
+            rounded |= np.abs(price - exact) > 10.0**-digits * 1e-6
     for name, limit in (("tick_volume", 2.0**53), ("spread", 2.0**31), ("real_volume", 2.0**53)):
         if name in frame.columns:
             values[name], wrong = _whole(_numbers(frame, name, file), limit)
@@ -191,17 +196,17 @@ def _settled(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     said = []
     priced = np.isfinite(rows[list(BAR_COLUMNS[:4])].to_numpy()).all(axis=1)
     if not priced.all():
-        said.append(f"{int((~priced).sum())} rows without a price were left out.")
+        said.append(f"{_rows(int((~priced).sum()))} without a price: left out.")
         rows = rows[priced]
     if (late := int((np.diff(rows["time"]) < 0).sum())):
-        said.append(f"The rows were not in order of time ({late} steps back): sorted.")
+        said.append(f"{_rows(late)} before the row above in time: sorted.")
         rows = rows.sort_values("time", kind="stable")
     if (np.diff(rows["time"]) == 0).any():
         identical = rows.duplicated(keep="last")
         rows = rows[~identical]
         conflicting = rows.duplicated("time", keep="last")
-        said.append(f"{int(identical.sum())} rows were there twice; {int(conflicting.sum())} more had the time of another row "
-                    "and other values: the last one was taken.")
+        said.append(f"{_rows(int(identical.sum()))} repeated exactly: left out. {_rows(int(conflicting.sum()))} repeated with other values: "
+                    "the last one was taken.")
         rows = rows[~conflicting]
     return rows, said
 
@@ -235,8 +240,8 @@ def read_bars(
     timeframe = infer_timeframe(bars)
     first, last = (format_utc(int(moment)) for moment in time_ms(bars.index[[0, -1]]))
     some = [sentence if len(names) == len(files) else f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]
-    some += [f"{rounded} rows had prices with more than {digits} decimals: rounded."] if rounded else []
-    findings = [f"{len(files)} file{'s' * (len(files) > 1)}, {total} rows, {timeframe} from {first} to {last}.", *some, *remarks]
+    some += [f"{_rows(rounded)} with more than {digits} decimals in a price: rounded."] if rounded else []
+    findings = [f"{len(files)} file{'s' * (len(files) > 1)}, {_rows(total)}, {timeframe} from {first} to {last}.", *some, *remarks]
     low, high = 0 if start is None else utc_ms(start), 2**43 if end is None else utc_ms(end)
     chosen = bars[slice(*np.searchsorted(time_ms(bars.index), [low, high]))]
     if chosen.empty:

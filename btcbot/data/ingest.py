@@ -10,6 +10,7 @@ __all__ = ['bars_from_rates', 'IngestReport', 'DataIngestor']
 # %% ../../nbs/32_data.ingest.ipynb #1cae89b8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -23,7 +24,7 @@ from ..core.progress import progress
 from .store import Store, WriteResult
 from ..market.bars import BAR_COLUMNS, check_bars, time_index, time_ms, timeframe_ms
 from ..market.clock import ServerClock, clock_changes, format_utc, to_server, to_utc
-from ..terminal.contract import RATES_DTYPE, TIMEFRAMES, Rows, Terminal
+from ..terminal.contract import TIMEFRAMES, Rows, Terminal
 
 # %% ../../nbs/32_data.ingest.ipynb #3f19ad16
 _REMEDIES = {
@@ -99,7 +100,7 @@ def _report(times: list[I8], written: list[WriteResult], requests: int, length: 
 def _months(bars: pd.DataFrame) -> list[pd.DataFrame]:
     months = time_ms(bars.index).view("M8[ms]").astype("M8[M]")
     edges = [0, *(np.flatnonzero(months[1:] != months[:-1]) + 1).tolist(), len(bars)]
-    return [bars[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    return [bars[low:high] for low, high in pairwise(edges)]
 
 
 def _forwards(parts: Iterator[pd.DataFrame], write: Callable[[pd.DataFrame], None]) -> None:
@@ -198,7 +199,7 @@ class DataIngestor:
         "Store the finished bars that open in [`start_ms`, `end_ms`)."
         length = timeframe_ms(timeframe)
         if end_ms <= start_ms:
-            raise BtcbotError(f"The end {format_utc(end_ms)} is not after the start {format_utc(start_ms)}: it is the first moment left out.")
+            raise BtcbotError(f"The end {format_utc(end_ms)} is not after the start {format_utc(start_ms)}: the end itself is left out.")
         key = {"source": self.source, "symbol": symbol, "timeframe": timeframe}
         most, newest = self._most(), self._newest(symbol, timeframe)
         times, written, work = list[I8](), list[WriteResult](), list[tuple[int, int, bool, list[tuple[int, int]]]]()

@@ -79,6 +79,12 @@ class OrderExecution:
         if account is None or info is None:
             code, text = terminal.last_error()
             raise BtcbotError(f"The terminal doesn't show the account or {symbol.name} ({code}: {text}): connect it and select the symbol.")
+        theirs = (info.digits, info.volume_step, info.trade_contract_size)
+        ours = (symbol.digits, symbol.volume_step, symbol.contract_size)
+        if theirs != ours:
+            raise BtcbotError(
+                f"{symbol.name}: the terminal says digits, volume step, contract size {theirs}, the profile {ours}: correct the profile."
+            )
         self._where = (account.server, account.login)
         self._filling = filling_mode(info)
 

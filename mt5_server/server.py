@@ -1,0 +1,66 @@
+"""The web server around the app: cheroot.
+
+It is made for production, speaks TLS by itself, runs on Windows and needs no compiler, which together rules out the others:
+waitress has no TLS, gunicorn and uWSGI no Windows, and Flask's own server is for development. Four threads are enough, since the
+terminal answers one call at a time anyway; the others are there for `/health` and for refusing what is wrong. Connections stay
+open between requests, with Nagle's algorithm off (cheroot's default): otherwise a small answer waits 40 ms for an acknowledgement.
+"""
+
+import logging
+import ssl
+from pathlib import Path
+from typing import Protocol, cast
+
+from cheroot.ssl.builtin import BuiltinSSLAdapter
+from cheroot.wsgi import Server
+from flask import Flask
+
+from btcbot.core.errors import BtcbotError
+from btcbot.terminal.wire import is_loopback
+
+_log = logging.getLogger(__name__)
+THREADS = 4
+
+
+class RunningServer(Protocol):
+    """The part of a web server that is used here."""
+
+    def serve(self) -> None:
+        """Answer until `stop` is called."""
+
+    def stop(self) -> None:
+        """Finish what is being answered and close the port."""
+
+
+def check_transport(host: str, certificate: Path | None, key: Path | None) -> None:
+    """Refuse what would send the token in the clear, or half a pair of files."""
+    if (certificate is None) != (key is None):
+        raise BtcbotError("TLS needs a certificate and its key: give both --tls-cert and --tls-key.")
+    if certificate is None and not is_loopback(host):
+        raise BtcbotError(f"Plain HTTP on {host} would show the token to the network: give --tls-cert and --tls-key, or --host 127.0.0.1.")
+
+
+def listen(app: Flask, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> tuple[RunningServer, str]:
+    """Open `port` (0: any that is free) and return the server and its URL."""
+    check_transport(host, certificate, key)
+    server = Server((host.strip("[]"), port), app, numthreads=THREADS, server_name="mt5-server")
+    server.error_log = _report
+    server.expiration_interval = 0.1  # s; also how long `stop` may take to be noticed
+    server.max_request_header_size = 1 << 14
+    try:
+        if certificate is not None and key is not None:
+            server.ssl_adapter = BuiltinSSLAdapter(str(certificate), str(key))
+    except (OSError, ssl.SSLError) as error:
+        raise BtcbotError(f"The certificate {certificate} or its key {key} can't be used: {error}.") from error
+    try:
+        server.prepare()
+    except OSError as error:
+        raise BtcbotError(f"Port {port} of {host} can't be opened ({error}): choose another --port, or 0 for a free one.") from error
+    shown = f"[{host.strip('[]')}]" if ":" in host else host
+    scheme = "https" if certificate else "http"
+    return cast(RunningServer, server), f"{scheme}://{shown}:{server.socket.getsockname()[1]}"
+
+
+def _report(msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+    """Write what cheroot has to say to the log."""
+    _log.log(level, "%s", msg, exc_info=traceback)
