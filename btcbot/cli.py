@@ -54,18 +54,19 @@ def _prepared() -> "Settings":
 # %% ../nbs/91_cli.ipynb #84737b90
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option(exists=True, help="Folder or file of bars (default: a synthetic market).")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder or file of bars, Parquet or CSV (default: a synthetic market).")] = None,
     start: Annotated[str | None, typer.Option("--from", help="First day of the bars, such as 2019-01-01.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Day after the last one.")] = None,
     strategy: Annotated[str, typer.Option(help="Name of the strategy.")] = "ma-crossover",
     seed: Annotated[int, typer.Option(min=0, help="Of the synthetic market.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
+    profile: Annotated[str, typer.Option(help="Name of the broker profile.")] = "crypto-24x7",
 ) -> None:
     "Run the trading loop end to end; write a report."
     _prepared()
     from btcbot.ops.demo import run_demo
 
-    raise typer.Exit(run_demo(data, start, end, strategy, seed, out))
+    raise typer.Exit(run_demo(data, start, end, strategy, seed, out, profile))
 
 # %% ../nbs/91_cli.ipynb #eb91b9b0
 @app.command()

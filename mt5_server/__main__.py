@@ -48,7 +48,9 @@ def open_terminal(config: Config) -> tuple[Terminal, str | None]:
     terminal = connect(config.terminal)
     if not terminal.initialize():
         code, text = terminal.last_error()
-        raise BtcbotError(f"The terminal {config.terminal} doesn't answer ({code}: {text}): start it, log in, and allow algorithmic trading.")
+        raise BtcbotError(
+            f"The terminal {config.terminal} doesn't answer ({code}: {text}): start it, log in, and allow algorithmic trading."
+        )
     profile = getattr(terminal, "profile", None)
     rule = config.clock if profile is None else str(profile.clock)
     return terminal, None if rule is None else server_clock(rule).rule

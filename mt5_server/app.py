@@ -15,7 +15,7 @@ from flask import Flask, Response, request
 
 from btcbot import __version__
 from btcbot.terminal.contract import VERSION, OrderSendResult, Terminal
-from btcbot.terminal.journal import Entry, JournalConflict, OrderJournal, Outcome, classify, outcome
+from btcbot.terminal.journal import Entry, JournalConflict, OrderJournal, Outcome, State, classify, outcome
 from btcbot.terminal.wire import (
     API_VERSION,
     ARROW,
@@ -67,15 +67,20 @@ def _calls(found: Json) -> list[Call]:
     return [call_from_wire(call) for call in found]
 
 
+def _order_answer(key: str, found: State, answer: dict[str, Json], *, is_replay: bool) -> Response:
+    head: dict[str, Json] = {"key": key, "outcome": found, "replayed": is_replay}
+    return _json(head | answer)
+
+
 def _known(entry: Entry) -> Response:
     """Answer for an order that was begun before."""
-    if isinstance(entry.result, dict):
-        return _json({"key": entry.key, "outcome": entry.state, "replayed": True} | entry.result)
+    if isinstance(entry.result, dict) and "error" in entry.result:
+        return _order_answer(entry.key, entry.state, entry.result, is_replay=True)
     detail = {
         "intent": "The order is being sent: ask again with the same key.",
-        "unknown": "Its outcome is unknown, since the server or the terminal failed while it was being sent: look for it in deals and orders.",
-    }
-    raise Problem(409, detail.get(entry.state, "The order was settled by hand."), state=entry.state, key=entry.key)
+        "unknown": "Its outcome is unknown, since something failed while it was being sent: look for it in deals and orders.",
+    }.get(entry.state, f"The order was found to be {entry.state}, by other means than its answer.")
+    raise Problem(409, detail, state=entry.state, key=entry.key)
 
 
 def _begin(journal: OrderJournal, key: str, body: Json) -> Entry:
@@ -100,6 +105,12 @@ def _outcome_of(answer: Answer) -> Outcome:
     if answer.raised is not None:  # the package raises while it reads its arguments, before it sends anything
         return "not_done"
     return outcome(classify(answer.value if isinstance(answer.value, OrderSendResult) else None, answer.error[0]))
+
+
+def _brief(answer: Answer) -> str:
+    if isinstance(answer.value, OrderSendResult):
+        return f"retcode {answer.value.retcode}, order {answer.value.order}, deal {answer.value.deal}"
+    return str(answer.raised or answer.error)
 
 
 def create_app(
@@ -140,7 +151,7 @@ def create_app(
     def health() -> Response:
         if not is_caller():
             return _json({"status": "ok"})
-        orders: dict[str, Json] = dict(journal.count_by_outcome())
+        orders: dict[str, Json] = dict(journal.count_by_outcome().items())
         return _json({"status": "ok", "version": __version__, "busy_s": round(gate.busy_s, 3), "orders": orders})
 
     @app.get("/v1/session")
@@ -188,9 +199,9 @@ def create_app(
             _settle(journal, key, "unknown")
             raise Problem(500, "The terminal failed while the order was being sent.", outcome="unknown", key=key) from None
         found, wire = _outcome_of(answer), answer_to_wire(answer)
-        _log.info("Order %s: %s, %s", key[:16], found, answer.value or answer.error)
+        _log.info("Order %s: %s, %s", key[:16], found, _brief(answer))
         _settle(journal, key, found, wire)
-        return _json({"key": key, "outcome": found, "replayed": False} | wire)
+        return _order_answer(key, found, wire, is_replay=False)
 
     @app.post("/v1/advance")
     def advance() -> Response:

@@ -33,11 +33,11 @@ class Config:
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """Read the command line."""
     parser = argparse.ArgumentParser("mt5-server", description="Serve a MetaTrader 5 terminal over HTTP.")
-    parser.add_argument("--terminal", default="mt5://", metavar="URL", help="mt5:// (the terminal on this Windows machine) or twin://?... (simulated)")
+    parser.add_argument("--terminal", default="mt5://", metavar="URL", help="mt5:// (on this Windows machine) or twin://?... (simulated)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; off this machine only with TLS")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes a free one, which the first line of output names")
     parser.add_argument("--journal", type=Path, help="file of the order journal (default: mt5_server.sqlite3 in btcbot's home folder)")
-    parser.add_argument("--clock", metavar="RULE", help="rule of the trade server's clock, for example NY+7 or EET; a simulated terminal states its own")
+    parser.add_argument("--clock", metavar="RULE", help="rule of the trade server's clock, such as NY+7 or EET (a twin states its own)")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])

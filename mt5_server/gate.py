@@ -32,6 +32,7 @@ class Gate:
 
     def __init__(self, terminal: Terminal):
         self._terminal = terminal
+        self._clock = terminal if isinstance(terminal, LockStep) else None
         self._lock = threading.Lock()
         self._since: float | None = None
         self._steps: OrderedDict[str, tuple[int, bytes, tuple[int, list[Answer]]]] = OrderedDict()
@@ -39,7 +40,7 @@ class Gate:
     @property
     def is_lock_step(self) -> bool:
         """Say whether the terminal's clock waits for `advance`."""
-        return isinstance(self._terminal, LockStep)
+        return self._clock is not None
 
     @property
     def busy_s(self) -> float:
@@ -68,7 +69,7 @@ class Gate:
     def advance(self, step: Step) -> tuple[int, list[Answer]]:
         """Move the clock and answer there; the same step asked for again gets the same answer and moves nothing."""
         with self._alone():
-            assert isinstance(self._terminal, LockStep)
+            assert self._clock is not None
             number, asked, answer = self._steps.get(step.client, (0, b"", (0, [])))
             if step.number == number:
                 if step.asked != asked:
@@ -76,7 +77,7 @@ class Gate:
                 return answer
             if step.number != number + 1:
                 raise StepConflict(f"Step {step.number} can't follow step {number}: the steps of a client are counted from 1.")
-            moved, _ = self._terminal.advance(step.bars)
+            moved, _ = self._clock.advance(step.bars)
             answer = moved, [self._ask(call) for call in step.calls]
             self._steps[step.client] = step.number, step.asked, answer
             self._steps.move_to_end(step.client)

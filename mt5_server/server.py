@@ -11,6 +11,7 @@ import ssl
 from pathlib import Path
 from typing import Protocol, cast
 
+from cheroot.server import HTTPConnection, HTTPRequest
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Server
 from flask import Flask
@@ -32,6 +33,32 @@ class RunningServer(Protocol):
         """Finish what is being answered and close the port."""
 
 
+class _Request(HTTPRequest):
+    """A request whose length is known before it is read, so that none can hide behind another one that was refused unread."""
+
+    def read_request_headers(self) -> bool:
+        """Read the headers and refuse a body in chunks, which nobody needs here."""
+        is_good = bool(super().read_request_headers())
+        if is_good and self.chunked_read:
+            self.simple_response("411 Length Required", "Send Content-Length.")
+            return False
+        return is_good
+
+
+class _Connection(HTTPConnection):
+    RequestHandlerClass = _Request
+
+
+class _Server(Server):
+    """cheroot's server, with what it has to say sent to the log."""
+
+    ConnectionClass = _Connection
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        """Log `msg`."""
+        _log.log(level, "%s", msg, exc_info=traceback)
+
+
 def check_transport(host: str, certificate: Path | None, key: Path | None) -> None:
     """Refuse what would send the token in the clear, or half a pair of files."""
     if (certificate is None) != (key is None):
@@ -43,8 +70,7 @@ def check_transport(host: str, certificate: Path | None, key: Path | None) -> No
 def listen(app: Flask, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> tuple[RunningServer, str]:
     """Open `port` (0: any that is free) and return the server and its URL."""
     check_transport(host, certificate, key)
-    server = Server((host.strip("[]"), port), app, numthreads=THREADS, server_name="mt5-server")
-    server.error_log = _report
+    server = _Server((host.strip("[]"), port), app, numthreads=THREADS, server_name="mt5-server")
     server.expiration_interval = 0.1  # s; also how long `stop` may take to be noticed
     server.max_request_header_size = 1 << 14
     try:
@@ -59,8 +85,3 @@ def listen(app: Flask, host: str, port: int, certificate: Path | None = None, ke
     shown = f"[{host.strip('[]')}]" if ":" in host else host
     scheme = "https" if certificate else "http"
     return cast(RunningServer, server), f"{scheme}://{shown}:{server.socket.getsockname()[1]}"
-
-
-def _report(msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-    """Write what cheroot has to say to the log."""
-    _log.log(level, "%s", msg, exc_info=traceback)

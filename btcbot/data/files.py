@@ -205,8 +205,8 @@ def _settled(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         identical = rows.duplicated(keep="last")
         rows = rows[~identical]
         conflicting = rows.duplicated("time", keep="last")
-        said.append(f"{_rows(int(identical.sum()))} repeated exactly: left out. {_rows(int(conflicting.sum()))} repeated with other values: "
-                    "the last one was taken.")
+        said.append(f"{_rows(int(identical.sum()))} repeated exactly: left out. "
+                    f"{_rows(int(conflicting.sum()))} repeated with other values: the last one was taken.")
         rows = rows[~conflicting]
     return rows, said
 
