@@ -35,7 +35,7 @@ class Gate:
         self._clock = terminal if isinstance(terminal, LockStep) else None
         self._lock = threading.Lock()
         self._since: float | None = None
-        self._steps: OrderedDict[str, tuple[int, bytes, tuple[int, list[Answer]]]] = OrderedDict()
+        self._steps: OrderedDict[str, tuple[int, bytes, tuple[int, list[Answer]] | Exception]] = OrderedDict()
 
     @property
     def is_lock_step(self) -> bool:
@@ -69,18 +69,26 @@ class Gate:
     def advance(self, step: Step) -> tuple[int, list[Answer]]:
         """Move the clock and answer there; the same step asked for again gets the same answer and moves nothing."""
         with self._alone():
-            assert self._clock is not None
             number, asked, answer = self._steps.get(step.client, (0, b"", (0, [])))
-            if step.number == number:
-                if step.asked != asked:
-                    raise StepConflict(f"Step {number} was another request: ask for that one again, its answer may have been lost.")
-                return answer
-            if step.number != number + 1:
+            if step.number == number and step.asked != asked:
+                raise StepConflict(f"Step {number} was another request: ask for that one again, its answer may have been lost.")
+            if step.number not in (number, number + 1):
                 raise StepConflict(f"Step {step.number} can't follow step {number}: the steps of a client are counted from 1.")
-            moved, _ = self._clock.advance(step.bars)
-            answer = moved, [self._ask(call) for call in step.calls]
-            self._steps[step.client] = step.number, step.asked, answer
-            self._steps.move_to_end(step.client)
-            while len(self._steps) > CLIENTS:
-                self._steps.popitem(last=False)
+            if step.number == number + 1:
+                answer = self._stepped(step)
+                self._steps[step.client] = step.number, step.asked, answer
+                self._steps.move_to_end(step.client)
+                while len(self._steps) > CLIENTS:
+                    self._steps.popitem(last=False)
+            if isinstance(answer, Exception):
+                raise answer
             return answer
+
+    def _stepped(self, step: Step) -> tuple[int, list[Answer]] | Exception:
+        """Return an error instead of raising it: the clock may have moved, so a step that failed isn't taken again either."""
+        assert self._clock is not None
+        try:
+            moved, _ = self._clock.advance(step.bars)
+            return moved, [self._ask(call) for call in step.calls]
+        except Exception as error:
+            return error

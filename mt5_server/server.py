@@ -8,6 +8,7 @@ open between requests, with Nagle's algorithm off (cheroot's default): otherwise
 
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -38,11 +39,13 @@ class _Request(HTTPRequest):
 
     def read_request_headers(self) -> bool:
         """Read the headers and refuse a body in chunks, which nobody needs here."""
-        is_good = bool(super().read_request_headers())
-        if is_good and self.chunked_read:
-            self.simple_response("411 Length Required", "Send Content-Length.")
+        read: Callable[[], bool] = super().read_request_headers
+        if not read():
             return False
-        return is_good
+        if self.chunked_read:
+            respond: Callable[[str, str], None] = self.simple_response
+            respond("411 Length Required", "Send Content-Length.")
+        return not self.chunked_read
 
 
 class _Connection(HTTPConnection):

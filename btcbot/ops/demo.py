@@ -71,10 +71,13 @@ def execute_job(
     timeout_s: int = 3_600,                # Longest time of a cell
 ) -> None:
     "Run a job notebook in a kernel of its own and show its progress here."
+    import zmq
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
+    encryption = "auto" if zmq.has("curve") else "disabled"
     events, stop = folder / "progress.jsonl", threading.Event()
     events.touch()
     before = os.environ.get(VARIABLE)
@@ -85,6 +88,7 @@ def execute_job(
         execute_notebook(
             str(job_path(name)), str(folder / f"{name}.ipynb"), parameters=parameters, kernel_name="python3",
             progress_bar=False, execution_timeout=timeout_s, cwd=str(Path.cwd()),
+            config=Config({"KernelManager": {"transport_encryption": encryption, "shutdown_wait_time": 1.0}}),
         )
     except PapermillExecutionError as error:
         raise BtcbotError(f"The job {name} failed: {error.evalue} (see {folder / f'{name}.ipynb'})") from error

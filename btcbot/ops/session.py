@@ -144,7 +144,8 @@ class Session:
         self.server = Child([*command, "--journal", str(folder / "server.sqlite")], token, 120.0, folder / "server.log")
         self.server.__enter__()
         try:
-            self.terminal = RemoteTerminal(str(self.server.ready["url"]), token)
+            # Our own child on loopback: if it does not answer at once, it is gone.
+            self.terminal = RemoteTerminal(str(self.server.ready["url"]), token, retry_s=0.5)
             if not self.terminal.initialize():
                 raise BtcbotError(f"The server's terminal does not start: {self.terminal.last_error()[1]}.")
         except BaseException:
@@ -247,7 +248,8 @@ def finish(
     )
     outcome: dict[str, object] = {
         "time": now or format_utc(time.time_ns() // 1_000_000), "report": str(report), "source": market.source,
-        "bars": len(backtest.equity), "deals": len(backtest.deals), "net_return": backtest.figures["net return"], "is_halted": backtest.is_halted,
+        "bars": len(backtest.equity), "deals": len(backtest.deals), "net_return": backtest.figures["net return"],
+        "is_halted": backtest.is_halted,
     }
     if live and parity:
         outcome |= {

@@ -351,13 +351,16 @@ class RemoteTerminal:
     def _answers(self, path: str, body: Json, count: int) -> list[Answer]:
         found = self._send_again("POST", path, body)
         with self._readable():
-            return [answer_from_wire(answer) for answer in cast(list[Json], loads(found.content))[:count]]
+            answers = [answer_from_wire(answer) for answer in cast(list[Json], loads(found.content))]
+            if len(answers) != count:
+                raise WireError(f"{len(answers)} answers to {count} calls")
+            return answers
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, IndexError, TypeError, ValueError, WireError) as error:
+        except (KeyError, TypeError, ValueError, WireError) as error:
             raise _Refused(200, f"{self.url} answered something that this client can't read: {error}", {"outcome": "unknown"}) from error
 
     # ---- several calls at one moment
@@ -382,7 +385,7 @@ class RemoteTerminal:
             found = self._send_again("POST", "/v1/advance", {**body, "client": self._client, "step": self._step + 1})
             with self._readable():
                 fields = cast(dict[str, list[Json]], loads(found.content))
-                moved, answers = cast(int, fields["bars"]), [answer_from_wire(answer) for answer in fields["answers"]]
+                moved, answers = int(str(fields["bars"])), [answer_from_wire(answer) for answer in fields["answers"]]
             self._step += 1
             return moved, self._taken(answers)
 

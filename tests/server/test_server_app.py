@@ -249,7 +249,7 @@ def test_an_order_left_by_a_crash(terminal: FakeTwin, journal: OrderJournal) -> 
     web = create_app(terminal, hash_token(TOKEN), journal).test_client()
     web.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
     assert journal.get(KEY).state == "unknown"
-    problem(send(web), 422)  # the journal holds the body as the route writes it
+    assert problem(send(web), 409)["state"] == "unknown"
     assert not terminal.executed
 
 
@@ -316,6 +316,13 @@ def test_steps_out_of_order(step: Callable[..., Any], terminal: FakeTwin) -> Non
         assert problem(answer, 409)["state"] == "step"
     assert problem(step(2, session="0" * 32), 409)["state"] == "restarted"
     assert terminal.now == 1
+
+
+def test_a_step_that_fails_is_not_taken_again(step: Callable[..., Any], terminal: FakeTwin) -> None:
+    for _ in range(2):
+        problem(step(1, calls=[["positions_total"]]), 500)  # which the fake doesn't have
+    assert terminal.now == 1
+    assert step(2).get_json()["answers"][0]["value"] == 2
 
 
 def test_steps_that_make_no_sense(step: Callable[..., Any], terminal: FakeTwin) -> None:
