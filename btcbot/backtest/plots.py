@@ -74,7 +74,8 @@ def inline_svg(
             figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = file.getvalue()
         text = _SKIPPED.sub("", text[text.index("<svg"):])
-        text = re.sub(r'<g id="[^"]*">', "<g>", re.sub(r"(\d\.\d)\d+", r"\1", text))
+        text = re.sub(r'<g id="[^"]*"/>\s*', "", re.sub(r"(\d\.\d)\d+", r"\1", text))
+        text = re.sub(r'<g id="[^"]*">', "<g>", text)
         for colour, code in COLOURS.items():
             text = text.replace(code, f"var(--{colour})")
         opening = f'<svg class="{kind}" role="img" aria-label="{escape(alt)}" viewBox="0 0 {width} {tall}"'
@@ -138,7 +139,7 @@ def equity_plot(
                 ax.axvline(halted_at.tz_localize(None), color=COLOURS["warn"], lw=1.5)
         _dress(top, f"Equity, {currency}", width)
         _dress(bottom, "Drawdown", width, lambda v: format_number(v, digits, "%"), 3)
-        bottom.set_ylim(top=0)
+        bottom.set_ylim(min(1.05 * below.min(), -0.1), 0)
 
     alt = (f"Equity from {format_time(equity.index[0])} to {format_time(equity.index[-1])} UTC: begins at {format_number(deposit)}, "
            f"ends at {format_number(values[-1])}, lowest {format_number(values.min())}, highest {format_number(values.max())} "

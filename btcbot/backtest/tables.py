@@ -52,7 +52,8 @@ def monthly_returns(
     index = pd.DatetimeIndex(closes.index)
     table = months.groupby([index.year, index.month]).last().unstack().reindex(columns=range(1, 13))
     years = closes.groupby(index.year).last()
-    return table.assign(**{"0": years.div(years.shift().fillna(start)).sub(1)}).rename(columns={"0": 0})
+    table[0] = years.div(years.shift().fillna(start)).sub(1)
+    return table
 
 
 def month_table(
@@ -115,7 +116,8 @@ def trade_tables(
     heads = columns(f"Opened (UTC)|Closed (UTC)|Side|Lots#|Open#|Close#|Closed by|Net {profile.currency}#|Costs {profile.currency}#")
     if len(trades) <= 2 * ends:
         return [Table("All trades", heads, rows, has_heads=False)], None, 0
-    at_once = [Table(f"First {ends} trades", heads, rows[:ends], has_heads=False), Table(f"Last {ends} trades", heads, rows[-ends:], has_heads=False)]
+    parts = {f"First {ends} trades": rows[:ends], f"Last {ends} trades": rows[-ends:]}
+    at_once = [Table(caption, heads, part, has_heads=False) for caption, part in parts.items()]
     if left_out:
         rows.insert(most // 2, ((f"{format_number(left_out)} trades are left out here", "gap"), *[("", "")] * (len(heads) - 1)))
     return at_once, Table("Trades", heads, rows, has_heads=False), left_out
@@ -137,11 +139,13 @@ def refusal_table(
 ) -> Table:                       # A row a limit
     "Count the entries that each limit refused."
     values = {} if limits is None else {
-        "age": f"{limits.max_decision_age:g} bars", "spread": f"{limits.max_spread_bps:g} bp", "drawdown": f"{100 * limits.max_drawdown:g}{THIN}%",
-        "daily loss": f"{100 * limits.max_daily_loss:g}{THIN}%", "size": f"at most {limits.max_lots:g} lots",
+        "age": f"{limits.max_decision_age:g} bars", "spread": f"{limits.max_spread_bps:g} bp", "size": f"at most {limits.max_lots:g} lots",
+        "drawdown": f"{100 * limits.max_drawdown:g}{THIN}%", "daily loss": f"{100 * limits.max_daily_loss:g}{THIN}%",
     }
-    rows = [((name, ""), (values.get(name, NONE), ""), number_cell(count), (_REFUSED.get(name, ""), "")) for name, count in refusals.items()]
-    return Table("Entries refused by each limit", columns("Limit|Set to|Entries refused#|Because"), rows)
+    rows = [
+        ((name, ""), (values.get(name, NONE), ""), number_cell(count), (_REFUSED.get(name, ""), "")) for name, count in refusals.items()
+    ]
+    return Table("Entries refused by each limit", columns("Limit|Set to|Refused#|Because"), rows)
 
 # %% ../../nbs/52_backtest.tables.ipynb #b5e89d00
 def profile_table(

@@ -49,6 +49,8 @@ def _checked(
     margin: int = 0,   # Allowed beyond 1970 to 2100: server times there may belong to a UTC inside
 ) -> I8:
     array = np.asarray(times)
+    if type(times) is int and -margin <= times < _END + margin:
+        return cast(I8, array)
     if array.dtype != np.int64:
         raise BtcbotError(f"Times are int64 milliseconds, not {array.dtype}: convert one moment with utc_ms, "
                           "a DatetimeIndex with .as_unit('ms').asi8.")
@@ -170,6 +172,8 @@ def offset_ms(
 ) -> Times:         # Server time minus UTC
     "Return how far the server's wall clock is ahead of UTC."
     times = _checked(utc_ms)
+    if clock.zone == "UTC":  # nothing to look up
+        return _like(np.full(times.shape, clock.shift_ms, np.int64), utc_ms)
     changes, offsets = _span(clock, times)
     return _like(offsets[np.searchsorted(changes, times, side="right")], utc_ms)
 
@@ -207,6 +211,8 @@ def to_utc(
     if ambiguous not in ("raise", "earliest", "latest"):
         raise BtcbotError(f"ambiguous={ambiguous!r} is unknown: use 'raise', 'earliest' or 'latest'.")
     server = _checked(server_ms, margin=_DAY)
+    if clock.zone == "UTC":
+        return _like(np.asarray(server - clock.shift_ms), server_ms)
     first, second = _readings(clock, server)
     _refuse(clock, server, first > second, "never came on the clock {rule}: the times are from another clock, or the rule is wrong.")
     if ambiguous == "raise":

@@ -73,7 +73,7 @@ def synthetic_market(
     if last - first < 2 * 86_400_000:
         raise BtcbotError(f"{format_utc(first)} to {format_utc(last)} is too short to backtest and trade: give at least 2 days.")
     query = {"seed": seed, "from": format_utc(first), "to": format_utc(last), "profile": profile.name, "deposit": profile.deposit}
-    details = ("Stochastic volatility, jumps, thin weekends, a spread that widens with volatility", "No drift: no strategy has an edge here")
+    details = ("Stochastic volatility, jumps, thin weekends, a spread that widens with volatility", "No drift: no strategy has an edge")
     note = MarketNote(True, f"Synthetic market (seed {seed})", details)
     live = _live_start(first, last, 60_000, live_bars)
     return Market(f"twin://?{urlencode(query)}", f"synthetic:{seed}", "M1", first, live, last, note)
@@ -269,4 +269,4 @@ def check_outcome(
     if outcome.get("differing"):
         raise BtcbotError(f"{outcome['differing']} of {outcome['compared']} live deals differ from the backtest: see {outcome['report']}")
     if outcome.get("compared") == 0:
-        raise BtcbotError(f"The live part made no deal, so nothing was compared: trade longer, or another strategy; see {outcome['report']}")
+        raise BtcbotError(f"The live part made no deal, so nothing was compared: trade longer or otherwise; see {outcome['report']}")

@@ -1,0 +1,81 @@
+"""The trader on the twin, one bar at a time, against the backtester over the same bars: every deal, to the cent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from btcbot.backtest.backtester import Backtester
+from btcbot.data.files import read_bars
+from btcbot.market.clock import utc_ms
+from btcbot.market.profile import PROFILES
+from btcbot.market.synthetic import synthetic_bars
+from btcbot.strategies.rules import make_strategy
+from btcbot.terminal.journal import OrderJournal
+from btcbot.terminal.twin import Twin
+from btcbot.trading.parity import compare_deals
+from btcbot.trading.trader import Trader, deals_frame
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "bitfinex_btcusd_1m"
+STRATEGIES = {
+    "ma-crossover": {"fast": 30, "slow": 120, "atr": 60, "break_even": 6.0},
+    "volatility-breakout": {"channel": 30, "atr": 60, "strength": 0.5, "hold": 120},
+}
+
+
+def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: str, folder: Path) -> Counter[str]:
+    """Trade and backtest; return how often each thing was compared."""
+    profile = replace(PROFILES[profile_name], deposit=100_000.0)
+    strategy = make_strategy(strategy_name, **STRATEGIES[strategy_name])
+    twin = Twin(bars, profile, start=start)
+    twin.initialize()
+    with OrderJournal(folder / f"{strategy_name}-{profile_name}.sqlite") as journal:
+        trader = Trader(twin, strategy, profile, twin.clock, journal)
+        trader.warm_up(bars[bars.index < pd.Timestamp(start, tz="UTC")])
+        record = trader.run(twin)
+        counts = journal.count_by_outcome()
+    live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)
+    result = Backtester(profile).run(strategy, bars, trade_from=start)
+    parity = compare_deals(live, result.deals)
+    assert parity.differing == 0, parity.rows.head(3).T.to_string()
+    assert twin.account_info().equity == result.equity.iloc[-1]
+    assert trader.risk.refusals == result.refusals
+    assert counts["unknown"] == counts["intent"] == 0
+    seen = Counter(live["reason"])
+    seen["deals"], seen["swap"], seen["bars"] = parity.compared, int((live["swap"] != 0).sum()), record.bars
+    return seen
+
+
+def compare_all(bars: pd.DataFrame, start: str, folder: Path) -> Counter[str]:
+    """Compare both strategies under every shipped profile."""
+    total: Counter[str] = Counter()
+    for strategy in STRATEGIES:
+        for profile in PROFILES:
+            total += compare(bars, start, strategy, profile, folder)
+    print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
+    for name in ("deals", "expert", "sl", "tp", "swap"):
+        assert total[name] > 0, name
+    return total
+
+
+@pytest.mark.jit
+@pytest.mark.parity
+def test_synthetic_bars(rounds: int, tmp_path: Path) -> None:
+    """A sample of days of the synthetic market; `make parity` takes more of them."""
+    days = min(2 + rounds // 10, 60)
+    bars = synthetic_bars(21, utc_ms("2024-01-02"), utc_ms("2024-01-05") + days * 86_400_000)
+    assert compare_all(bars, "2024-01-05", tmp_path)["deals"] >= 100
+
+
+@pytest.mark.jit
+@pytest.mark.parity
+@pytest.mark.skipif(not REAL.exists(), reason="the real bars are not beside this checkout")
+def test_real_bars(rounds: int, tmp_path: Path) -> None:
+    """The same on a wild stretch of real minutes with holes: the crash of March 2020 and the days after it."""
+    end = pd.Timestamp("2020-03-13", tz="UTC") + pd.Timedelta(days=min(rounds // 20, 15))
+    bars = read_bars(REAL, start="2020-03-11", end=str(end)).bars
+    assert compare_all(bars, "2020-03-12", tmp_path)["deals"] >= 100
