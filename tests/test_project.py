@@ -256,9 +256,12 @@ def violations(importer: str, code: str) -> list[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_notebook_imports_from_rooms_above(module: str) -> None:
     assert room_of(module) in ROOMS
-    assert violations(module, code_of(MODULES[module])) == []
+    code = code_of(MODULES[module])
+    exported = (ROOT / "btcbot" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    # An example may start the server that its room talks to; what is exported may not.
+    examples = [name for name in violations(module, code) if not (name.startswith("mt5_server") and "mt5_server" not in exported)]
+    assert examples == []
     if room_of(module) in PURE_ROOMS:
-        exported = (ROOT / "btcbot" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
         assert [name for name in imported(exported) if name.split(".")[0] in OUTSIDE] == []
 
 

@@ -38,12 +38,12 @@ from btcbot.engine.account import (
 from btcbot.engine.risk import (
     CHANGE_STOPS,
     CLOSE,
+    HALTED_AT,
     INTENT_SIDE,
     INTENT_SL,
     INTENT_TICKET,
     INTENT_TP,
     INTENT_VOLUME,
-    IS_HALTED,
     KIND,
     MAX_INTENTS,
     N_INTENT,
@@ -161,7 +161,8 @@ class Result:
     low: F8                         # Lowest equity inside each bar
     exposure: float                 # Share of bars that end with a position
     refusals: dict[str, int]        # Entries refused by each limit
-    is_halted: bool                 # The drawdown limit was reached
+    limits: RiskLimits              # That were in force
+    halted_at: pd.Timestamp | None  # When the drawdown limit was reached
     dropped_bars: int               # Bars that features did not see
     modelled_spread: float          # Share of deals whose spread came from the cost model, not from the data
     data_hash: str                  # Of the bars
@@ -243,6 +244,7 @@ class Backtester:
         return Result(
             strategy, self.profile, timeframe, deal_frame(deals, self.profile),
             pd.Series(equity[first:] / 100, index=bars.index[first:], name="equity"), low[first:] / 100,
-            float((is_open[first:] > 0).mean()), risk.refusals, bool(risk.state[IS_HALTED]), stream.dropped,
+            float((is_open[first:] > 0).mean()), risk.refusals, self.limits,
+            pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
             float((used > column[:, 1]).mean()) if len(deals) else 0.0, hashlib.sha256(points.tobytes()).hexdigest()[:16],
         )

@@ -26,7 +26,6 @@ import pandas as pd
 from .backtester import Result
 from .statistics import DAYS_A_YEAR, daily_returns, expected_maximum_sharpe, probabilistic_sharpe_ratio, sharpe_ratio
 from ..core.errors import BtcbotError
-from ..engine.risk import RiskLimits
 from ..market.bars import time_ms
 from ..market.clock import utc_ms
 
@@ -77,14 +76,14 @@ def _json(values: dict[str, object]) -> str:
 
 
 def _trial(
-    result: Result, limits: RiskLimits, note: str, number: int, now_ms: int, previous: str,
+    result: Result, note: str, number: int, now_ms: int, previous: str,
 ) -> Trial:
     returns = daily_returns(result.equity, result.profile.deposit)
     sharpe = sharpe_ratio(returns.to_numpy(np.float64))
     first, last = (int(t) for t in time_ms(result.equity.index[[0, -1]]))
     identity = (
         result.strategy.name, result.strategy.code_hash, _json(dict(result.strategy.parameters)), result.timeframe,
-        result.profile.name, _json(asdict(result.profile)), _json(asdict(limits)), result.data_hash, first, last,
+        result.profile.name, _json(asdict(result.profile)), _json(asdict(result.limits)), result.data_hash, first, last,
     )
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     net = float(result.equity.iloc[-1]) / result.profile.deposit - 1
@@ -164,13 +163,12 @@ class TrialLedger:
         self,
         result: Result,                      # What was tried
         note: str = "",                      # Why, in words; kept from the first time
-        limits: RiskLimits | None = None,    # That it was tried under (default: `RiskLimits()`)
     ) -> Trial:                              # On the disk; the entry of the first time where the same was tried before
         "Write `result` down, once."
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             end = connection.execute("SELECT id, hash FROM trials ORDER BY id DESC LIMIT 1").fetchone() or (0, "")
-            trial = _trial(result, limits or RiskLimits(), note, end[0] + 1, self._now_ms(), end[1])
+            trial = _trial(result, note, end[0] + 1, self._now_ms(), end[1])
             known = connection.execute("SELECT * FROM trials WHERE key = ?", (trial.key,)).fetchone()
             if known is None:
                 connection.execute("INSERT INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", astuple(trial))
@@ -205,10 +203,9 @@ class TrialLedger:
     def deflated_sharpe(
         self,
         result: Result,                      # Recorded where it wasn't yet: asking is looking
-        limits: RiskLimits | None = None,    # As `record` takes them
     ) -> tuple[float, int]:                  # Probability, NaN below two days; number of trials, this one included
         "Return the probability that `result` is better than the best of so many worthless trials would be."
-        trial = self.record(result, limits=limits)
+        trial = self.record(result)
         sharpes = self.trials()["sharpe_day"].to_numpy(np.float64)
         hurdle = expected_maximum_sharpe(len(sharpes), float(sharpes.var(ddof=1)) if len(sharpes) > 1 else 0.0)
         if trial.days < 2:

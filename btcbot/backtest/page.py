@@ -152,6 +152,7 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mo
   .is-synthetic .space { display: table-header-group; break-inside: avoid; }
   .is-synthetic .space::before { content: ""; display: block; height: 11mm; }
   .banner { height: 8mm; }
+  .tile .value { font-size: 1.2rem; }
   .page { display: table-row-group; }
   nav, details { display: none; }
   .tile, .verdict, figure, tr, li { break-inside: avoid; }

@@ -99,7 +99,7 @@ def _dress(ax: "Axes", title: str, width: int, label: Callable[[float], str] = f
 
     dates: Callable[..., Locator] = AutoDateLocator
     words: Callable[..., Formatter] = ConciseDateFormatter
-    locator = dates(tz="UTC", minticks=3, maxticks=9 if width == WIDE else 6)
+    locator = dates(tz="UTC", minticks=2, maxticks=9 if width == WIDE else 6)
     formats, at_zero = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"], ["", "%Y", "%b", "%d %b", "%H:%M", "%H:%M"]
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(words(locator, tz="UTC", formats=formats, zero_formats=at_zero, show_offset=False))

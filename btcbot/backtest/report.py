@@ -37,7 +37,6 @@ from btcbot.backtest.tables import (
     trade_tables,
 )
 from ..core.errors import BtcbotError
-from ..engine.risk import RiskLimits
 from ..market.clock import format_utc
 
 # %% ../../nbs/53_backtest.report.ipynb #30a83bcc
@@ -97,18 +96,15 @@ def _worth(sharpe: float, days: int, alone: float, trials: tuple[float, int] | N
     return probability, f"{begin}, {counted}: the probability that the true one is above zero is {odds}."
 
 
-def _halt(result: Result, limits: RiskLimits | None) -> str:
-    at = f" of {format_percent(limits.max_drawdown, 0)}" if limits else ""
-    last = result.deals.loc[result.deals["entry"] == "in", "time"].iloc[-1]
-    refused = format_number(result.refusals.get("drawdown", 0))
-    return f"The drawdown limit{at} halted the strategy: its last entry was at {format_time(last)} UTC, {refused} later ones were refused."
+def _halt(result: Result, halted_at: pd.Timestamp) -> str:
+    limit, refused = format_percent(result.limits.max_drawdown, 0), format_number(result.refusals["drawdown"])
+    return f"The drawdown limit of {limit} halted the strategy at {format_time(halted_at)} UTC; {refused} later entries were refused."
 
 
 def judge(
     result: Result,                                # The backtest
     market: MarketNote,                            # Where its prices come from
     trials: tuple[float, int] | None = None,       # From `TrialLedger.deflated_sharpe`
-    limits: RiskLimits | None = None,              # That were in force
 ) -> Verdict:                                      # Plain words
     "Say what a backtest is worth."
     figures, deposit, money = result.figures, result.profile.deposit, result.profile.currency
@@ -124,8 +120,8 @@ def judge(
     sentences = [worth]
     if net <= 0 < net + paid:
         sentences.append(f"Before costs there was a profit of {format_number(net + paid, 2, money)}; the costs were larger.")
-    if result.is_halted:
-        sentences.append(_halt(result, limits))
+    if result.halted_at is not None:
+        sentences.append(_halt(result, result.halted_at))
     if market.is_synthetic:
         sentences.append("The market is synthetic and gives no rule an edge: a profit on it is luck.")
     if net <= 0:
@@ -175,13 +171,11 @@ def _tiles(result: Result) -> list[Tile]:
     ]
 
 # %% ../../nbs/53_backtest.report.ipynb #00c02b17
-def _backtest_part(result: Result, market: MarketNote, limits: RiskLimits | None) -> dict[str, object]:
+def _backtest_part(result: Result, market: MarketNote) -> dict[str, object]:
     profile, trades, first, last = result.profile, result.trades, result.equity.index[0], result.equity.index[-1]
-    entries = result.deals.loc[result.deals["entry"] == "in", "time"]
-    halted_at = entries.iloc[-1] if result.is_halted else None
     legend = [("accent", "—", "equity at each close"), ("muted", "┄", "deposit"), ("bad", "▬", "drawdown at the worst quote of each bar")]
-    if halted_at is not None:
-        legend.append(("warn", "┃", "last entry before the drawdown limit halted the strategy"))
+    if result.halted_at is not None:
+        legend.append(("warn", "┃", "the drawdown limit halted the strategy"))
     at_once, everything, left_out = trade_tables(trades, profile)
     note = f"All {format_number(len(trades))} trades"
     if left_out:
@@ -194,7 +188,7 @@ def _backtest_part(result: Result, market: MarketNote, limits: RiskLimits | None
         "parameters": [(name, f"{value:g}") for name, value in result.strategy.parameters.items() if not math.isnan(value)],
         "currency": profile.currency,
         "kpis": _tiles(result),
-        "equity_plot": equity_plot(result.equity, result.low, profile.deposit, profile.currency, halted_at),
+        "equity_plot": equity_plot(result.equity, result.low, profile.deposit, profile.currency, result.halted_at),
         "equity_legend": legend,
         "equity_caption": f"{format_number(len(result.equity))} bars, drawn with the lowest and the highest value of each pixel column. "
                           "Times are in UTC.",
@@ -204,7 +198,7 @@ def _backtest_part(result: Result, market: MarketNote, limits: RiskLimits | None
         "trade_tables": at_once,
         "all_trades": everything,
         "all_trades_note": note,
-        "refusal_table": refusal_table(result.refusals, limits),
+        "refusal_table": refusal_table(result.refusals, result.limits),
         "spread_note": f"The spread of {format_percent(result.modelled_spread, 1)} of the deals came from the cost model, since the data "
                        f"had none or a smaller one. Slippage is {profile.symbol.slippage_bps:g} bp of the price in each deal but a "
                        "target's.",
@@ -295,18 +289,19 @@ def write_report(
     market: MarketNote,                       # Where the prices come from
     trials: tuple[float, int] | None = None,  # From `TrialLedger.deflated_sharpe`
     links: Mapping[str, str] | None = None,   # Name to address
-    limits: RiskLimits | None = None,         # That were in force, to be shown
+    ledger_head: str = "",                    # `TrialLedger.head`, to be shown
     now_ms: int | None = None,                # Time of writing, UTC (default: now)
 ) -> Path:                                    # The file: complete, or not there at all
     "Write all there is to know about a run into one HTML file."
     written = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     versions = [("Python", platform.python_version()), *((name, version(name)) for name in ("btcbot", "numpy", "pandas", "numba"))]
     hashes = [("data", backtest.data_hash), ("strategy", backtest.strategy.code_hash)]
+    hashes += [("ledger", ledger_head)] if ledger_head else []
     is_absent = {"live": live is None, "parity": parity is None}
     named = market.title if market.title.lower().startswith("synthetic") else f"Synthetic market: {market.title}"
     text = render({
-        **_backtest_part(backtest, market, limits),
-        "verdict": judge(backtest, market, trials, limits),
+        **_backtest_part(backtest, market),
+        "verdict": judge(backtest, market, trials),
         "market": market,
         "banner": f"{named}: not real prices" if market.is_synthetic else "",
         "live": _live_part(live, parity, backtest.profile.currency) if live else None,

@@ -134,11 +134,11 @@ _REFUSED: Final = {
 
 
 def refusal_table(
-    refusals: dict[str, int],     # As `Result.refusals`
-    limits: RiskLimits | None,    # That were in force, None if not known
-) -> Table:                       # A row a limit
+    refusals: dict[str, int],   # As `Result.refusals`
+    limits: RiskLimits,         # That were in force
+) -> Table:                     # A row a limit
     "Count the entries that each limit refused."
-    values = {} if limits is None else {
+    values = {
         "age": f"{limits.max_decision_age:g} bars", "spread": f"{limits.max_spread_bps:g} bp", "size": f"at most {limits.max_lots:g} lots",
         "drawdown": f"{100 * limits.max_drawdown:g}{THIN}%", "daily loss": f"{100 * limits.max_daily_loss:g}{THIN}%",
     }

@@ -75,10 +75,11 @@ def exit_with_parent(
     if os.name == "nt":
         return None
     expected = os.getppid() if parent is None else parent
+    look, sleep = os.getppid, time.sleep  # bound here: while the interpreter ends, a module's names go away before its threads
 
     def watch() -> None:
-        while os.getppid() == expected:
-            time.sleep(poll_s)
+        while look() == expected:
+            sleep(poll_s)
         _leave(1, None)
 
     thread = threading.Thread(target=watch, name="parent-watch", daemon=True)

@@ -8,7 +8,7 @@ Docs: https://btcbot.github.io/btcbot/engine.risk.html.md"""
 __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT', 'TRAILING', 'BREAK_EVEN', 'TIME_LIMIT',
            'N_TARGET', 'SIZE_LOTS', 'SIZE_RISK', 'LOT_STEP', 'POINTS_PER_UNIT', 'LIMIT_STEPS', 'LIMIT_DRAWDOWN',
            'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'N_LIMITS', 'LAST_ID', 'PEAK_EQUITY', 'DAY',
-           'DAY_EQUITY', 'IS_HALTED', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS',
+           'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS',
            'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE',
            'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION',
            'MAX_INTENTS', 'RiskLimits', 'entry_volume_nb', 'decide_nb', 'RiskManager', 'refusals', 'no_position']
@@ -75,10 +75,10 @@ class RiskLimits:
                 raise BtcbotError(f"{name} is {getattr(self, name)}: a limit must be positive (use float('inf') for none).")
 
 # %% ../../nbs/11_engine.risk.ipynb #5a4518f7
-# Columns of the limits vector, of the decision state and of an intent.
+# Columns of the limits vector, of the decision state and of an intent. HALTED_AT is a time in ms, 0 while trading.
 (LOT_STEP, POINTS_PER_UNIT, LIMIT_STEPS, LIMIT_DRAWDOWN, LIMIT_DAILY_LOSS, LIMIT_SPREAD_BPS, LIMIT_AGE_MS, N_LIMITS) = range(8)
 (
-    LAST_ID, PEAK_EQUITY, DAY, DAY_EQUITY, IS_HALTED,
+    LAST_ID, PEAK_EQUITY, DAY, DAY_EQUITY, HALTED_AT,
     REFUSED_AGE, REFUSED_SPREAD, REFUSED_DRAWDOWN, REFUSED_DAILY_LOSS, REFUSED_NO_STOP, REFUSED_SIZE, N_STATE,
 ) = range(12)
 REFUSALS: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size")  # in the order of the state's columns
@@ -141,7 +141,7 @@ def _refusal_nb(params: I8, limits: F8, state: F8, bar_close: int, now: int, bid
         return REFUSED_AGE
     if (ask - bid) * 10_000 > limits[LIMIT_SPREAD_BPS] * bid:
         return REFUSED_SPREAD
-    if state[IS_HALTED] > 0:
+    if state[HALTED_AT] > 0:
         return REFUSED_DRAWDOWN
     if equity < state[DAY_EQUITY] * (1 - limits[LIMIT_DAILY_LOSS]):
         return REFUSED_DAILY_LOSS
@@ -157,8 +157,8 @@ def decide_nb(
     if day != state[DAY]:
         state[DAY], state[DAY_EQUITY] = day, equity
     state[PEAK_EQUITY] = max(state[PEAK_EQUITY], float(equity))
-    if equity < state[PEAK_EQUITY] * (1 - limits[LIMIT_DRAWDOWN]):
-        state[IS_HALTED] = 1
+    if state[HALTED_AT] == 0 and equity < state[PEAK_EQUITY] * (1 - limits[LIMIT_DRAWDOWN]):
+        state[HALTED_AT] = now
     is_new = not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]
     if is_new:
         state[LAST_ID] = target[TARGET_ID]
@@ -271,7 +271,7 @@ class RiskManager:
     @property
     def is_halted(self) -> bool:
         "True when the drawdown limit was reached; only a person lifts it."
-        return bool(self.state[IS_HALTED])
+        return bool(self.state[HALTED_AT])
 
     @property
     def refusals(self) -> dict[str, int]:

@@ -249,7 +249,7 @@ def finish(
     outcome: dict[str, object] = {
         "time": now or format_utc(time.time_ns() // 1_000_000), "report": str(report), "source": market.source,
         "bars": len(backtest.equity), "deals": len(backtest.deals), "net_return": backtest.figures["net return"],
-        "is_halted": backtest.is_halted,
+        "is_halted": backtest.halted_at is not None,
     }
     if live and parity:
         outcome |= {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.errors import BtcbotError
-from ..core.jit import F8, I8
+from ..core.jit import F8, I8, PACKAGE, kernel_sources
 from ..data.clean import DataCleaner
 from ..engine.risk import N_TARGET, TARGET_SIDE
 
@@ -31,7 +31,7 @@ class Strategy:
     parameters: dict[str, float]       # By name, in the order the step reads them
     n_float: int                       # Cells of float state
     n_int: int                         # Cells of whole-number state
-    warm_up: int                       # Bars before the first target; after so many the start of history no longer matters
+    warm_up: int                       # Bars before the first target
 
     def __post_init__(self) -> None:
         if min(self.n_float, self.n_int, self.warm_up) < 0:
@@ -44,9 +44,10 @@ class Strategy:
 
     @property
     def code_hash(self) -> str:
-        "Hash of the step's code, the name and the parameters; the ledger of trials is keyed by it."
-        code = getattr(self.step, "py_func", self.step).__code__.co_code
-        return hashlib.sha256(f"{self.name}|{self.parameters}|".encode() + code).hexdigest()[:16]
+        "Hash of the name, the parameters, the step's code and every kernel it may call; the ledger of trials is keyed by it."
+        code = getattr(self.step, "py_func", self.step).__code__
+        text = f"{self.name}|{self.parameters}|{code.co_consts}|{code.co_names}|{kernel_sources(PACKAGE)}|"
+        return hashlib.sha256(text.encode() + code.co_code).hexdigest()[:16]
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v:g}' for k, v in self.parameters.items() if not np.isnan(v))})"

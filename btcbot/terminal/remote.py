@@ -111,10 +111,11 @@ class _Transport:
         limit = timeout_s or self.timeout_s
         try:
             session = self.open()
-            if (method, path) not in self._prepared:  # preparing a request costs requests a third of its time, so it is done once
+            where = (method, self.url + path)
+            if where not in self._prepared:  # preparing a request costs requests a third of its time, so it is done once
                 headers = {"Content-Type": "application/json"} if method == "POST" else {}
-                self._prepared[method, path] = session.prepare_request(requests.Request(method, self.url + path, headers=headers))
-            prepared = self._prepared[method, path].copy()
+                self._prepared[where] = session.prepare_request(requests.Request(*where, headers=headers))
+            prepared = self._prepared[where].copy()
             if method == "POST":
                 prepared.prepare_body(dumps(body), None)
             if key:
