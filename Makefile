@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity docs lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity docs readme lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -27,6 +27,7 @@ help:
 	@echo "make format      format and fix what ruff can"
 	@echo "make bench       timings, reported and never asserted"
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
+	@echo "make readme      README.md from nbs/index.ipynb"
 	@echo "make docs        the documentation site in _docs (needs Quarto)"
 	@echo "make lock        lock the newest releases that settings.ini admits"
 	@echo "make pin         pin the actions of .github/workflows by commit (needs gh, signed in)"
@@ -75,6 +76,7 @@ test: $(VENV)/.dev
 	@$(BIN)/ruff format --quiet --check mt5_server tests benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/python tests/check_suppressions.py
+	@$(BIN)/python tests/check_readme.py
 	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on"
 	@$(BIN)/nbdev-test --n-workers 2 --timing
 	@$(BIN)/python -m pytest -q -m jit --durations=5 tests
@@ -113,6 +115,9 @@ notebooks: $(VENV)/.dev
 format: $(VENV)/.dev
 	@$(BIN)/ruff format mt5_server tests benchmarks
 	@$(BIN)/ruff check --fix .
+
+readme: $(VENV)/.dev
+	@$(BIN)/python tests/check_readme.py --write
 
 lock: $(VENV)/.dev
 	@$(BIN)/python requirements/lock.py

@@ -58,7 +58,7 @@ def demo(
     start: Annotated[str | None, typer.Option("--from", help="First day of the bars, such as 2019-01-01.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="Day after the last one.")] = None,
     strategy: Annotated[str, typer.Option(help="Name of the strategy.")] = "ma-crossover",
-    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic market.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the synthetic market.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     profile: Annotated[str, typer.Option(help="Name of the broker profile.")] = "crypto-24x7",
 ) -> None:

@@ -10,11 +10,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import cast
 
 from flask import Flask, Response, request
 
 from btcbot import __version__
-from btcbot.terminal.contract import VERSION, OrderSendResult, Terminal
+from btcbot.terminal.contract import VERSION, OrderSendResult, Rows, Terminal
 from btcbot.terminal.journal import Entry, JournalConflict, OrderJournal, Outcome, State, classify, outcome
 from btcbot.terminal.wire import (
     API_VERSION,
@@ -179,7 +180,7 @@ def create_app(
         if answer.raised is not None or answer.value is None:
             return _json(answer_to_wire(answer))
         headers = {"MT5-Last-Error": json.dumps(answer.error)}
-        return Response(rows_to_arrow(answer.value), headers=headers, content_type=ARROW)  # type: ignore[arg-type]
+        return Response(rows_to_arrow(cast(Rows, answer.value)), headers=headers, content_type=ARROW)
 
     @app.post("/v1/order")
     def order() -> Response:

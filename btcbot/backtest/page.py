@@ -253,7 +253,8 @@ _BACKTEST: Final = """
 </section>
 <section id="costs" aria-labelledby="costs-h">
 <h2 id="costs-h">What it cost</h2>
-<p>Spread and slippage are inside the prices of the deals, commission and swap are booked beside them. Swap may also be a gain.</p>
+<p>Spread and slippage are inside the prices of the deals, commission and swap are booked beside them. Swap may also be a gain.
+A stop fills at the worst quote of its bar, since a bar can't tell a better one: what that took is part of the result before costs.</p>
 {{ table(cost_table) }}
 </section>
 <section id="months" aria-labelledby="months-h">
