@@ -36,7 +36,7 @@ def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: st
     with OrderJournal(folder / f"{strategy_name}-{profile_name}.sqlite") as journal:
         trader = Trader(twin, strategy, profile, twin.clock, journal)
         trader.warm_up(bars[bars.index < pd.Timestamp(start, tz="UTC")])
-        record = trader.run(twin)
+        record = trader.run()
         counts = journal.count_by_outcome()
     live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)
     result = Backtester(profile).run(strategy, bars, trade_from=start)

@@ -200,7 +200,7 @@ class Session:
         )
         trader.warm_up(self.store.read(**self.key, start=self.warm_from))
         expected = (self.market.end - self.market.live) // timeframe_ms(timeframe)
-        record = trader.run(self.terminal, min(expected, max_bars or expected), max_bars)
+        record = trader.run(min(expected, max_bars or expected), max_bars)
         self.ingestor.flush()
         deals = self.terminal.history_deals_get(1, 2**31 - 1)
         if deals is None:
