@@ -18,7 +18,7 @@ STALE := $(shell rm -f $(VENV)/.base $(VENV)/.dev)
 endif
 
 help:
-	@echo "make demo [DATA=folder or file] [FROM=2019-01-01] [TO=2021-01-01] [SEED=1] [STRATEGY=name]   the trading loop, end to end"
+	@echo "make demo [DATA=folder or file] [FROM=2019-01-01] [TO=2021-01-01] [SEED=1] [STRATEGY=name] [ZONE=UTC]   the trading loop, end to end"
 	@echo "make test        every check, as in continuous integration"
 	@echo "make lab         JupyterLab, opened on the tutorials"
 	@echo "make setup       .venv with the base set, and nothing more"
@@ -54,7 +54,7 @@ $(VENV)/.dev: $(VENV)/.base requirements/dev.txt
 setup: $(VENV)/.base
 
 DEMO_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
-	$(if $(SEED),--seed "$(SEED)") $(if $(STRATEGY),--strategy "$(STRATEGY)")
+	$(if $(SEED),--seed "$(SEED)") $(if $(STRATEGY),--strategy "$(STRATEGY)") $(if $(ZONE),--zone "$(ZONE)")
 
 demo: $(VENV)/.base
 	@exec $(BIN)/btcbot demo $(DEMO_OPTIONS)

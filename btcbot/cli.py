@@ -61,12 +61,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of the synthetic market.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("runs"),
     profile: Annotated[str, typer.Option(help="Name of the broker profile.")] = "crypto-24x7",
+    zone: Annotated[str, typer.Option(help="Clock of times that don't say it: UTC, or a server clock such as NY+7.")] = "",
 ) -> None:
     "Run the trading loop end to end; write a report."
     _prepared()
     from btcbot.ops.demo import run_demo
 
-    raise typer.Exit(run_demo(data, start, end, strategy, seed, out, profile))
+    raise typer.Exit(run_demo(data, start, end, strategy, seed, out, profile, zone))
 
 # %% ../nbs/91_cli.ipynb #eb91b9b0
 @app.command()

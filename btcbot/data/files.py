@@ -140,7 +140,7 @@ def _times(frame: pd.DataFrame, file: Path, zone: str | None) -> tuple[I8, str]:
         return times, f"The times say themselves that they are UTC or have a zone; {zone} was not used." if zone else ""
     if zone is None:
         raise BtcbotError(f"{where} does not say which clock it follows (first: {format_utc(int(times[0]))[:-1]}). Declare it: "
-                          "zone='UTC', or the broker's server clock, such as zone='NY+7' or zone='EET'.")
+                          "zone='UTC', or the broker's server clock, such as zone='NY+7' (--zone on the command line).")
     try:
         return to_utc(server_clock(zone), times), f"The times were read as {server_clock(zone).rule}, as declared."
     except BtcbotError as error:

@@ -151,6 +151,7 @@ def run_demo(
     seed: int = 7,                     # Of the synthetic market
     out: Path = Path("runs"),          # Takes a folder for this run
     profile: str = "crypto-24x7",      # Name of a broker profile
+    zone: str = "",                    # The clock of times in `data` that don't say it: `UTC`, or a server clock such as `NY+7`
 ) -> int:                              # Exit code: 0 if live and backtest made the same deals
     "Run the whole loop on the twin and say where the report is."
     began = time.monotonic()
@@ -159,7 +160,7 @@ def run_demo(
     print(f"Run {folder}: {data or f'synthetic market, seed {seed}'}, {strategy}")
     parameters: dict[str, object] = {
         "folder": str(folder), "data": str(data or ""), "start": start or "", "end": end or "", "seed": seed,
-        "strategy": strategy, "profile": profile, "live_bars": 0, "deposit": 100_000.0,
+        "strategy": strategy, "profile": profile, "live_bars": 0, "deposit": 100_000.0, "zone": zone,
     }
     execute_job("live", folder, parameters)
     outcome = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))

@@ -86,9 +86,10 @@ def file_market(
     start: str = "",           # UTC (default: after the last long hole)
     end: str = "",
     live_bars: int = LIVE_BARS,
+    zone: str = "",            # The clock of times that don't say it (default: they must)
 ) -> Market:                   # In the timeframe of the files
     "Read bars from files for a twin to play."
-    found = read_bars(path, start=start or None, end=end or None, digits=profile.symbol.digits)
+    found = read_bars(path, zone=zone or None, start=start or None, end=end or None, digits=profile.symbol.digits)
     bars, said = found.bars, list(found.findings)
     if not (start or end):
         span = longest_span(bars, found.timeframe)
