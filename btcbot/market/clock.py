@@ -81,8 +81,9 @@ def utc_ms(
 class ServerClock:
     "The wall clock of a broker's server: that of a time zone, moved by a fixed amount; make one with `server_clock`."
     rule: str      # The name that is stored with the data; one spelling for each fixed offset
-    zone: str      # IANA time zone
+    zone: str      # IANA time zone; empty for a dated sequence and for a range that is unresolved
     shift_ms: int  # Added to the zone's wall clock
+    segments: tuple[tuple[int, "ServerClock"], ...] = ()  # Of a dated sequence: the end of each rule in UTC, excluded, and the rule
 
 # %% ../../nbs/05_market.clock.ipynb #a35fcde5
 @lru_cache(maxsize=1)
@@ -90,25 +91,67 @@ def _zones() -> frozenset[str]:
     return frozenset(files("tzdata").joinpath("zones").read_text(encoding="utf-8").split())
 
 # %% ../../nbs/05_market.clock.ipynb #a7721d6a
-def server_clock(
-    rule: str,      # `UTC`, `UTC+2`, `NY+7`, `EET` or an IANA time zone
-) -> ServerClock:   # Equal for equal rules: `UTC+02:00` is `UTC+2`
-    "Return the server clock that `rule` describes."
+def _single(
+    rule: str,
+) -> ServerClock | None:  # None: no such rule
+    "Return the clock of a rule that holds for all times."
     if rule == "EET":
         return ServerClock("EET", "Europe/Athens", 0)
-    if match := re.fullmatch(r"(UTC|NY)([+-])(\d{1,2})(?::([0-5]\d))?", str(rule), re.ASCII):
-        base, sign, hours, more = match.group(1), match.group(2), int(match.group(3)), int(match.group(4) or 0)
-        zone = "UTC" if base == "UTC" else "America/New_York"
-        minutes = 60 * hours + more
-        if minutes == 0:
-            return ServerClock(zone, zone, 0)
-        if minutes <= 14 * 60:
-            return ServerClock(f"{base}{sign}{hours}" + (f":{more:02}" if more else ""), zone, int(f"{sign}{minutes}") * 60_000)
-    elif rule in _zones():
+    if rule in _zones():  # `UTC` as well, and `Etc/GMT-2`, which is a name and not a zone moved
         return ServerClock(rule, rule, 0)
+    if match := re.fullmatch(r"(.+)([+-])(\d{1,2})(?::([0-5]\d))?", rule, re.ASCII):
+        base, sign, hours, more = match.group(1), match.group(2), int(match.group(3)), int(match.group(4) or 0)
+        zone = {"UTC": "UTC", "NY": "America/New_York"}.get(base, base)
+        minutes = 60 * hours + more
+        if zone not in _zones() or not (base in ("UTC", "NY") or "/" in base) or base.startswith("Etc/") or minutes > 14 * 60:
+            return None
+        name = f"{base}{sign}{hours}" + (f":{more:02}" if more else "") if minutes else zone
+        return ServerClock(name, zone, int(f"{sign}{minutes}") * 60_000)
+    return None
+
+# %% ../../nbs/05_market.clock.ipynb #5339b1b7
+_UNRESOLVED = ServerClock("unresolved", "", 0)
+
+
+def _moment_text(ms: int) -> str:
+    return format_utc(ms).removesuffix("T00:00:00Z")
+
+
+def _sequence(text: str) -> ServerClock:
+    "Return the clock of rules that follow each other."
+    found: list[tuple[int, ServerClock]] = []
+    parts = re.split(r"\s*,\s*", text.strip())
+    for number, part in enumerate(parts, 1):
+        match = re.fullmatch(r"(\S+)\s+until\s+(\S.*)", part)
+        if (match is None) != (number == len(parts)):
+            raise BtcbotError(f"{text!r} is no sequence of clocks: write 'NY+7 until 2022-12-12, UTC', "
+                              "each rule but the last with its end in UTC.")
+        name, end = (match.group(1), utc_ms(match.group(2))) if match else (part, _END)
+        clock = _UNRESOLVED if name == "unresolved" else server_clock(name)
+        if found and end <= found[-1][0]:
+            raise BtcbotError(f"{text!r} goes back in time at {part!r}: write the rules in the order in which they held.")
+        if found and found[-1][1] == clock:
+            found.pop()
+        found.append((end, clock))
+    if len(found) == 1:
+        return found[0][1]
+    rule = ", ".join([f"{clock.rule} until {_moment_text(end)}" for end, clock in found[:-1]] + [found[-1][1].rule])
+    return ServerClock(rule, "", 0, tuple(found))
+
+# %% ../../nbs/05_market.clock.ipynb #7a841724
+def server_clock(
+    rule: str,      # `UTC`, `UTC+2`, `NY+7`, `EET`, an IANA time zone, or a sequence like `NY+7 until 2022-12-12, UTC`
+) -> ServerClock:   # Equal for equal rules: `UTC+02:00` is `UTC+2`
+    "Return the server clock that `rule` describes."
+    if isinstance(rule, str):
+        if "," in rule and (clock := _sequence(rule)) is not _UNRESOLVED:
+            return clock
+        if single := _single(rule):
+            return single
     close = difflib.get_close_matches(str(rule), _zones(), n=1)
-    raise BtcbotError(f"{rule!r} is no server clock: use UTC, UTC+2, UTC-3:30 (up to 14 hours), NY+7, EET "
-                      f"or an IANA time zone such as {close[0] if close else 'Europe/Athens'}.")
+    raise BtcbotError(f"{rule!r} is no server clock: use UTC, UTC+2, UTC-3:30 (up to 14 hours), NY+7, EET, "
+                      f"an IANA time zone such as {close[0] if close else 'Europe/Athens'}, "
+                      "or a sequence like 'NY+7 until 2022-12-12, UTC'.")
 
 # %% ../../nbs/05_market.clock.ipynb #c2bb823a
 def _zone_offset(zone: str, ms: int) -> int:
@@ -135,13 +178,32 @@ def _year_changes(zone: str, year: int) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 # %% ../../nbs/05_market.clock.ipynb #c8b54a3a
+_ALWAYS = -_END  # before all times
+
+
+def _parts(clock: ServerClock) -> list[tuple[int, int, ServerClock]]:
+    "Return the begin, the end and the rule of each range."
+    ends = [end for end, _ in clock.segments] or [_END]
+    rules = [part for _, part in clock.segments] or [clock]
+    return list(zip([_ALWAYS, *ends[:-1]], [*ends[:-1], 2 * _END], rules, strict=True))
+
+# %% ../../nbs/05_market.clock.ipynb #8edf24b5
 @lru_cache(maxsize=1024)
 def _table(clock: ServerClock, first_year: int, last_year: int) -> tuple[I8, I8]:
     "Return the changes of some years and the offsets around them, one more than there are changes."
-    changes = [change for year in range(first_year, last_year + 1) for change in _year_changes(clock.zone, year)]
-    start = (datetime(first_year, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
-    moments = np.array([moment for moment, _ in changes], dtype=np.int64)
-    offsets = np.array([_zone_offset(clock.zone, start)] + [offset for _, offset in changes], dtype=np.int64) + clock.shift_ms
+    first, last = ((datetime(y, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1) for y in (first_year, last_year + 1))
+    found: list[tuple[int, int]] = []
+    for begin, end, part in _parts(clock):
+        start = max(begin, first)
+        if part.zone and start < min(end, last):
+            changes = [change for year in range(first_year, last_year + 1) for change in _year_changes(part.zone, year)]
+            inside = [change for change in changes if start < change[0] < end]
+            for moment, offset in [(start, _zone_offset(part.zone, start)), *inside]:
+                if not found or found[-1][1] != offset + part.shift_ms:
+                    found.append((moment, offset + part.shift_ms))
+    found = found or [(first, 0)]
+    moments = np.array([moment for moment, _ in found[1:]], dtype=np.int64)
+    offsets = np.array([offset for _, offset in found], dtype=np.int64)
     moments.flags.writeable = offsets.flags.writeable = False
     return moments, offsets
 
@@ -151,7 +213,24 @@ def _span(clock: ServerClock, times: I8) -> tuple[I8, I8]:
     # A day on each side: `times` may be server times.
     return _table(clock, _datetime(low - _DAY).year, _datetime(high + _DAY).year)
 
-# %% ../../nbs/05_market.clock.ipynb #8edf24b5
+# %% ../../nbs/05_market.clock.ipynb #b7062898
+def _refuse_unresolved(clock: ServerClock, *times: I8) -> None:
+    "Raise if one of `times`, in UTC, lies where nobody knows the rule."
+    for begin, end, part in _parts(clock):
+        if not part.zone and any(((array >= begin) & (array < end)).any() for array in times):
+            since = "" if begin == _ALWAYS else f" from {_moment_text(begin)}"
+            until = "" if end > _END else f" until {_moment_text(end)}"
+            raise BtcbotError(f"The server clock is unresolved{since}{until} UTC (its rule is '{clock.rule}'): declare the rule of "
+                              "that range, infer it with a reference that covers it (market.inference), or leave the range out.")
+
+
+def _refuse_unresolved_span(clock: ServerClock, start_ms: int, end_ms: int) -> None:
+    "Raise if a range that nobody knows the rule of begins in, ends in or covers `start_ms` to `end_ms`, both included."
+    if clock.segments:
+        ends = [end for end, _ in clock.segments if start_ms < end <= end_ms]
+        _refuse_unresolved(clock, np.array([start_ms, end_ms, *ends], dtype=np.int64))
+
+# %% ../../nbs/05_market.clock.ipynb #49894f17
 def clock_changes(
     clock: ServerClock,
     start_ms: int,  # UTC, excluded
@@ -159,6 +238,7 @@ def clock_changes(
 ) -> I8:            # UTC of the first moment with each new offset
     "Return the moments at which the offset of `clock` changes."
     changes, _ = _span(clock, _checked(np.array([utc_ms(start_ms), utc_ms(end_ms)])))
+    _refuse_unresolved_span(clock, utc_ms(start_ms), utc_ms(end_ms))
     return changes[(changes > start_ms) & (changes <= end_ms)]
 
 # %% ../../nbs/05_market.clock.ipynb #8244cbba
@@ -174,6 +254,8 @@ def offset_ms(
     times = _checked(utc_ms)
     if clock.zone == "UTC":  # nothing to look up
         return _like(np.full(times.shape, clock.shift_ms, np.int64), utc_ms)
+    if clock.segments:
+        _refuse_unresolved(clock, times)
     changes, offsets = _span(clock, times)
     return _like(offsets[np.searchsorted(changes, times, side="right")], utc_ms)
 
@@ -214,6 +296,8 @@ def to_utc(
     if clock.zone == "UTC":
         return _like(np.asarray(server - clock.shift_ms), server_ms)
     first, second = _readings(clock, server)
+    if clock.segments:
+        _refuse_unresolved(clock, first, second)
     _refuse(clock, server, first > second, "never came on the clock {rule}: the times are from another clock, or the rule is wrong.")
     if ambiguous == "raise":
         _refuse(clock, server, first < second, "came twice on the clock {rule}: pass ambiguous='earliest' or 'latest'.")
@@ -229,6 +313,7 @@ def midnights(
     first, last = utc_ms(start_ms), utc_ms(end_ms)
     if first > last:
         raise BtcbotError(f"The start {format_utc(first)} is after the end {format_utc(last)}: swap them.")
+    _refuse_unresolved_span(clock, first, last)
     days = np.arange(first // _DAY - 1, last // _DAY + 3, dtype=np.int64) * _DAY
     found, other = _readings(clock, days)
     changes, _ = _span(clock, days)
