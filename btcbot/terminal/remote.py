@@ -472,6 +472,8 @@ class RemoteTerminal:
             except _Unreachable as unreachable:
                 trouble, is_final = unreachable, False
                 is_lost = is_lost or unreachable.is_lost
+                if not unreachable.is_lost:  # nobody listens: a server that is gone needs no longer wait than a broken connection
+                    until = min(until, time.monotonic() + self.retry_s)
             pause = next(pauses)
             if is_final or time.monotonic() + pause > until:
                 return SendOutcome("unknown" if is_lost else "not_done", None, _error_of(trouble))

@@ -383,3 +383,12 @@ def test_latency_is_reported(serve: Serve, terminal: FakeTwin) -> None:
         client.advance(1, calls)
         spent.append(time.perf_counter() - began)
     print(f"\nadvance with four calls, server in a thread: median {statistics.median(spent) * 1000:.2f} ms")
+
+
+def test_an_order_to_a_server_that_is_gone_does_not_wait_for_an_answer(terminal: FakeTwin, journal: OrderJournal) -> None:
+    with serving(terminal, journal) as url:
+        client = RemoteTerminal(url, TOKEN, timeout_s=30.0, retry_s=0.3)
+        assert client.initialize()
+    began = time.monotonic()
+    assert client.send(ORDER, KEY).outcome in ("not_done", "unknown")
+    assert time.monotonic() - began < 5
