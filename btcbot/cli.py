@@ -8,20 +8,17 @@ Docs: https://btcbot.github.io/btcbot/cli.html.md"""
 __all__ = ['app', 'demo', 'doctor', 'main']
 
 # %% ../nbs/91_cli.ipynb #c21b4bd1
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from . import __version__
+from .cli_data import clean, data_app, ingest, prepared, store_app
 from .core.errors import BtcbotError
-
-if TYPE_CHECKING:
-    from btcbot.core.config import Settings
 
 # %% ../nbs/91_cli.ipynb #538d5802
 app = typer.Typer(
@@ -42,14 +39,10 @@ def _btcbot(
     pass
 
 # %% ../nbs/91_cli.ipynb #4618bcb1
-def _prepared() -> "Settings":
-    from btcbot.core.config import load_settings
-    from btcbot.core.log import configure_logging
-
-    settings = load_settings()
-    os.environ["BTCBOT_CACHE"] = str(settings.cache)
-    configure_logging(settings.log_level)
-    return settings
+app.command()(ingest)
+app.command()(clean)
+app.add_typer(store_app, name="store")
+app.add_typer(data_app, name="data")
 
 # %% ../nbs/91_cli.ipynb #84737b90
 @app.command()
@@ -64,7 +57,7 @@ def demo(
     zone: Annotated[str, typer.Option(help="Clock of times that don't say it: UTC, or a server clock such as NY+7.")] = "",
 ) -> None:
     "Run the trading loop end to end; write a report."
-    _prepared()
+    prepared()
     from btcbot.ops.demo import run_demo
 
     raise typer.Exit(run_demo(data, start, end, strategy, seed, out, profile, zone))
@@ -76,7 +69,7 @@ def doctor() -> None:
     from btcbot.core.log import redact
     from btcbot.doctor import doctor as examine
 
-    findings = examine(_prepared())
+    findings = examine(prepared())
     for finding in findings:
         typer.echo(redact(str(finding)))
     raise typer.Exit(1 if any(finding.level == "fail" for finding in findings) else 0)

@@ -48,8 +48,9 @@ def check_disk(
     settings: Settings,  # Where the store lies, or will
 ) -> list[Finding]:
     "Measure the free space under the store."
-    free = shutil.disk_usage(_existing(settings.store)).free / 1e9
-    text = f"{free:.1f} GB free for {settings.store}"
+    place = settings.store_folder or settings.home
+    free = shutil.disk_usage(_existing(place)).free / 1e9
+    text = f"{free:.1f} GB free for {place}"
     if free < 5:
         return [Finding("disk", "fail" if free < 1 else "warn", text, f"free at least {1 if free < 1 else 5} GB, or move the store")]
     return [Finding("disk", "ok", text)]
@@ -153,8 +154,9 @@ def check_store(
     settings: Settings,  # Where the store lies
 ) -> list[Finding]:
     "Ask the store about itself."
-    from btcbot.data.store import Store
-    return Store(settings.store).check()
+    from btcbot.data.connect import open_store
+    with open_store(settings.store) as store:
+        return store.check()
 
 # %% ../nbs/90_doctor.ipynb #34fa1d73
 def check_terminal(

@@ -1,4 +1,7 @@
-"""Write the locks: the newest releases that settings.ini admits, with hashes, for every platform. Run by `make lock`."""
+"""Write the locks: the newest releases that settings.ini admits, with hashes, for every platform. Run by `make lock`.
+
+With `--keep` what is locked stays at its version, and only what settings.ini asks for anew is added.
+"""
 
 import shlex
 import subprocess
@@ -9,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = "setuptools>=77"  # `pip install -e .` without build isolation needs it
-LOCKS = {"base": ("server", "notebooks"), "dev": ("server", "notebooks", "dev"), "all": None}
+LOCKS = {"base": ("server", "notebooks"), "dev": ("server", "notebooks", "timescale", "versions", "dev"), "all": None}
 
 
 def requirements(extras: tuple[str, ...] | None) -> str:
@@ -30,7 +33,8 @@ def main() -> None:
             command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
             command += ["--python-version", "3.11", "--no-emit-index-url", "--no-annotate", "--no-header"]
             command += ["--output-file", str(target), str(source)]
-            command += ["--upgrade"] if name == "all" else ["--constraint", str(HERE / "all.txt")]
+            upgrade = [] if "--keep" in sys.argv else ["--upgrade"]
+            command += upgrade if name == "all" else ["--constraint", str(HERE / "all.txt")]
             subprocess.run(command, check=True)  # noqa: S603 - a fixed program, no shell
             print(f"{target.name}: {sum('==' in line for line in target.read_text().splitlines())} packages")
 

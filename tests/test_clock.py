@@ -87,10 +87,10 @@ def test_many_moments_are_as_many_single_ones(ms: list[int], rule: str) -> None:
 
 
 def test_times_without_a_zone_are_refused() -> None:
-    naive = datetime(2024, 1, 1)  # noqa: DTZ001 - what is to be refused
+    naive = datetime(2024, 1, 1)
     with pytest.raises(BtcbotError, match="has no time zone"):
         utc_ms(naive)
     with pytest.raises(BtcbotError, match="without a zone"):
         time_ms(pd.DatetimeIndex([naive]))
     with pytest.raises(BtcbotError, match="without a zone"):
-        check_bars(pd.DataFrame(dict.fromkeys(("open", "high", "low", "close"), [1.0]), index=[naive]))
+        check_bars(pd.DataFrame({name: [1.0] for name in ("open", "high", "low", "close")}, index=[naive]))

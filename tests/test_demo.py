@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from btcbot.data.store import Store
+from btcbot.data.embedded import EmbeddedStore
 from btcbot.market.clock import utc_ms
 from btcbot.market.synthetic import synthetic_bars
 
@@ -34,8 +35,6 @@ def only(out: Path) -> Path:
 
 def deals(folder: Path) -> list[object]:
     """Return what the broker's journal of a run says, without its times."""
-    import sqlite3
-
     with sqlite3.connect(folder / "server.sqlite") as database:
         return database.execute("SELECT body, state, result FROM orders ORDER BY created_ms, key").fetchall()
 
@@ -111,10 +110,24 @@ def live_part(out: Path) -> None:
     raise AssertionError("the live part never began")
 
 
+def stop_in_flight(server: psutil.Process, orders: Path) -> None:
+    """Stop the server at a moment when an order was written down and not answered."""
+    with sqlite3.connect(f"{orders.as_uri()}?mode=ro", uri=True) as journal:
+        for _ in range(5_000):
+            server.suspend()
+            time.sleep(0.005)  # what was on its way has arrived
+            if journal.execute("SELECT count(*) FROM orders WHERE state = 'intent'").fetchone()[0]:
+                return
+            server.resume()
+            time.sleep(0.003)
+    raise AssertionError("no order was seen in flight")
+
+
 @pytest.mark.jit
 @pytest.mark.skipif(os.name == "nt", reason="the loop's kill switch needs POSIX parents")
 @pytest.mark.parametrize(
-    ("victim", "how"), [("command", "KILL"), ("kernel", "KILL"), ("server", "KILL"), ("command", "INT"), ("command", "TERM")]
+    ("victim", "how"),
+    [("command", "KILL"), ("kernel", "KILL"), ("server", "KILL"), ("server", "KILL in flight"), ("command", "INT"), ("command", "TERM")],
 )
 def test_a_death_ends_all(victim: str, how: str, tmp_path: Path) -> None:
     """Kill one of the three in the live part: within 5 s none of the others is left, and the store opens."""
@@ -123,7 +136,9 @@ def test_a_death_ends_all(victim: str, how: str, tmp_path: Path) -> None:
         live_part(tmp_path)
         parts = family(command)
         assert set(parts) == {"command", "kernel", "server"}
-        parts[victim].send_signal(getattr(signal, f"SIG{how}"))
+        if how.endswith("in flight"):
+            stop_in_flight(parts[victim], only(tmp_path) / "orders.sqlite")
+        parts[victim].send_signal(getattr(signal, f"SIG{how.split()[0]}"))
         began = time.monotonic()
         while command.poll() is None and time.monotonic() - began < 10:
             time.sleep(0.05)
@@ -140,6 +155,9 @@ def test_a_death_ends_all(victim: str, how: str, tmp_path: Path) -> None:
         for process in family(command).values() if command.poll() is None else ():
             process.kill()
         command.kill()
-    store = Store(only(tmp_path) / "store")
-    assert len(store.keys()) == 1
+    if how.endswith("in flight"):
+        with sqlite3.connect(only(tmp_path) / "orders.sqlite") as journal:
+            assert journal.execute("SELECT count(*) FROM orders WHERE state IN ('intent', 'unknown')").fetchone()[0] == 1
+    store = EmbeddedStore(only(tmp_path) / "store")
+    assert len(store.series()) == 1
     assert store.info()["rows"].sum() > 1000

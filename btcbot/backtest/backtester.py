@@ -8,7 +8,6 @@ Docs: https://btcbot.github.io/btcbot/backtest.backtester.html.md"""
 __all__ = ['DEAL_COLUMNS', 'execute_nb', 'run_nb', 'deal_frame', 'trade_frame', 'Result', 'Backtester']
 
 # %% ../../nbs/51_backtest.backtester.ipynb #24513a04
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,7 +51,7 @@ from btcbot.engine.risk import (
     RiskManager,
     decide_nb,
 )
-from ..market.bars import BAR_OPEN, BAR_SPREAD, bar_block, check_bars, point_bars, time_ms, timeframe_ms
+from ..market.bars import BAR_OPEN, BAR_SPREAD, bar_block, check_bars, content_hash, point_bars, time_ms, timeframe_ms
 from ..market.clock import midnight_weekdays, midnights, server_clock, to_server, utc_ms
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
@@ -165,7 +164,7 @@ class Result:
     halted_at: pd.Timestamp | None  # When the drawdown limit was reached
     dropped_bars: int               # Bars that features did not see
     modelled_spread: float          # Share of deals whose spread came from the cost model, not from the data
-    data_hash: str                  # Of the bars
+    data_hash: str                  # `content_hash` of the bars, as `btcbot data verify` takes it
 
     @property
     def trades(self) -> pd.DataFrame:
@@ -207,7 +206,8 @@ class Backtester:
         trade_from: int | str | None = None,  # First moment of trading, UTC; older bars only warm the strategy up (default: all trade)
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
-        block = bar_block(check_bars(bars))
+        bars = check_bars(bars)
+        block = bar_block(bars)
         times, length = time_ms(bars.index), timeframe_ms(timeframe)
         first = 0 if trade_from is None else int(np.searchsorted(times, utc_ms(trade_from)))
         if first >= len(block):
@@ -246,5 +246,5 @@ class Backtester:
             pd.Series(equity[first:] / 100, index=bars.index[first:], name="equity"), low[first:] / 100,
             float((is_open[first:] > 0).mean()), risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
-            float((used > column[:, 1]).mean()) if len(deals) else 0.0, hashlib.sha256(points.tobytes()).hexdigest()[:16],
+            float((used > column[:, 1]).mean()) if len(deals) else 0.0, content_hash(bars),
         )

@@ -37,10 +37,15 @@ class Settings:
     home: Path                               # what must be kept; $BTCBOT_HOME moves it
     file: Path | None = None                 # where these were read from, None where there is no file
     cache: Path                              # what can be computed again
-    store: Path                              # bars and ticks
+    store: str                               # bars and ticks: a folder, or postgresql://… as `open_store` takes it
     terminal_url: str | None = None          # as `connect` takes it
     token_env: str = SERVER_VARIABLE         # name of the environment variable that holds the server's token
     log_level: LogLevel = "INFO"
+
+    @property
+    def store_folder(self) -> Path | None:
+        "The folder of the store, None where it is a server's."
+        return None if "://" in self.store else Path(self.store)
 
     @property
     def server_token(self) -> str | None:
@@ -50,7 +55,7 @@ class Settings:
 # %% ../../nbs/01_core.config.ipynb #13ccf4ec
 _TAKES: Final = {
     "cache": "a folder",
-    "store": "a folder",
+    "store": "a folder, or postgresql://user@host/database with the password in PGPASSWORD or ~/.pgpass",
     "terminal_url": "twin://, mt5:// or https://host:port, with no user, password or token in it",
     "token_env": "the name of an environment variable in capitals, not the token",
     "log_level": "DEBUG, INFO, WARNING or ERROR",
@@ -88,6 +93,16 @@ def _is_url(url: str) -> bool:
         return False
     return known and "@" not in parts.netloc and not any(_SECRET.search(name) for name, _ in parse_qsl(parts.query))
 
+# %% ../../nbs/01_core.config.ipynb #4ea4db2e
+def _is_store(where: str) -> bool:
+    "Tell whether `where` is a folder, or names a database server without its password."
+    try:
+        parts = urlsplit(where)
+        known = "://" not in where or (parts.scheme in ("postgresql", "postgres") and parts.port != 0)
+    except ValueError:
+        return False
+    return bool(where) and known and parts.password is None and not any(_SECRET.search(name) for name, _ in parse_qsl(parts.query))
+
 # %% ../../nbs/01_core.config.ipynb #b7feec85
 def _read_toml(file: Path) -> dict[str, object]:
     "Return what `file` says, after a check that it can be read and holds known keys only."
@@ -118,7 +133,7 @@ def load_settings(
     class Sources(BaseSettings):
         model_config = SettingsConfigDict(env_prefix="BTCBOT_", env_ignore_empty=True)
         cache: Path = user_cache_path("btcbot")
-        store: Path = home / "store"
+        store: str = str(home / "store")
         terminal_url: str | None = None
         token_env: str = SERVER_VARIABLE
         log_level: LogLevel = "INFO"
@@ -145,9 +160,12 @@ def load_settings(
         raise _wrong(place(key), key, first["input"]) from None
     if found.terminal_url is not None and not _is_url(found.terminal_url):
         raise _wrong(place("terminal_url"), "terminal_url", found.terminal_url)
+    if not _is_store(found.store):
+        raise _wrong(place("store"), "store", found.store)
     if not re.fullmatch("[A-Z][A-Z0-9_]*", found.token_env):
         raise _wrong(place("token_env"), "token_env", found.token_env)
     return Settings(
-        home=home, file=None if values is None else file, cache=resolved("cache", found.cache), store=resolved("store", found.store),
+        home=home, file=None if values is None else file, cache=resolved("cache", found.cache),
+        store=found.store if "://" in found.store else str(resolved("store", Path(found.store))),
         terminal_url=found.terminal_url, token_env=found.token_env, log_level=found.log_level,
     )

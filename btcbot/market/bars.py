@@ -7,10 +7,12 @@ Docs: https://btcbot.github.io/btcbot/market.bars.html.md"""
 # %% auto #0
 __all__ = ['BAR_COLUMNS', 'TIMEFRAME_MS', 'TIME', 'OPEN', 'HIGH', 'LOW', 'CLOSE', 'VOLUME', 'SPREAD', 'BAR_TIME', 'BAR_OPEN',
            'BAR_HIGH', 'BAR_LOW', 'BAR_CLOSE', 'BAR_SPREAD', 'timeframe_ms', 'time_index', 'time_ms', 'check_bars',
-           'infer_timeframe', 'bar_block', 'point_bars']
+           'infer_timeframe', 'known_volume', 'bar_block', 'point_bars', 'ContentHash', 'content_hash']
 
 # %% ../../nbs/06_market.bars.ipynb #bb652ff7
-from typing import Final
+import hashlib
+from itertools import pairwise
+from typing import Final, Self
 
 import numpy as np
 import pandas as pd
@@ -86,14 +88,23 @@ def infer_timeframe(
 TIME, OPEN, HIGH, LOW, CLOSE, VOLUME, SPREAD = range(7)  # columns of a block
 
 # %% ../../nbs/06_market.bars.ipynb #1a2c3d1a
+def known_volume(
+    ticks: F8,  # `tick_volume`
+    real: F8,   # `real_volume`
+) -> F8:        # The first where it is not 0
+    "Return the volume that is known of each bar."
+    return np.where(ticks == 0, real, ticks)
+
+# %% ../../nbs/06_market.bars.ipynb #a50d22d8
 def bar_block(
     bars: pd.DataFrame,  # Bars in the library's schema
-) -> F8:                 # Shape (n, 7): time in ms, open, high, low, close, tick volume, spread in points
+) -> F8:                 # Shape (n, 7): time in ms, open, high, low, close, known volume, spread in points
     "Return what features and strategies read."
     block = np.empty((len(bars), 7))
     block[:, TIME] = time_ms(bars.index)
     for k, column in enumerate(BAR_COLUMNS[:6], start=1):
         block[:, k] = bars[column]
+    block[:, VOLUME] = known_volume(block[:, VOLUME], bars["real_volume"].to_numpy(np.float64))
     return block
 
 # %% ../../nbs/06_market.bars.ipynb #b6dfc1d0
@@ -110,3 +121,39 @@ def point_bars(
     out[:, BAR_OPEN:BAR_SPREAD] = np.rint(block[:, OPEN:VOLUME] * 10.0**digits)
     out[:, BAR_SPREAD] = block[:, SPREAD]
     return out
+
+# %% ../../nbs/06_market.bars.ipynb #7f3d46d8
+_DAY: Final = 86_400_000
+
+
+class ContentHash:
+    "Hash rows that come in pieces, oldest first; a piece holds whole days."
+
+    def __init__(self) -> None:
+        self._sum = hashlib.sha256()
+
+    def update(
+        self,
+        rows: pd.DataFrame,  # Bars or ticks in the library's schema
+    ) -> Self:
+        "Add the next days."
+        times = time_ms(rows.index)
+        columns = [times, *(rows[name].to_numpy() for name in rows.columns)]
+        plain = [np.where(np.isnan(column), np.nan, column + 0.0).astype("<f8") if column.dtype.kind == "f" else column.astype("<i8")
+                 for column in columns]
+        edges = np.flatnonzero(np.diff(times // _DAY)) + 1
+        for low, high in pairwise([0, *edges.tolist(), len(times)]):
+            for column in plain:
+                self._sum.update(np.ascontiguousarray(column[low:high]).data)
+        return self
+
+    def hexdigest(self) -> str:  # 64 hexadecimal digits
+        "Return the hash of all rows so far."
+        return self._sum.hexdigest()
+
+
+def content_hash(
+    rows: pd.DataFrame,  # Bars or ticks in the library's schema
+) -> str:                # 64 hexadecimal digits
+    "Return the hash of `rows`: equal for equal times and values, wherever they were stored."
+    return ContentHash().update(rows).hexdigest()

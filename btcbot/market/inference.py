@@ -8,7 +8,7 @@ Docs: https://btcbot.github.io/btcbot/market.inference.html.md"""
 __all__ = ['ClockInference', 'infer_server_clock']
 
 # %% ../../nbs/08_market.inference.ipynb #8e92caf2
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -23,15 +23,18 @@ from .clock import ServerClock, clock_changes, format_utc, offset_ms, server_clo
 # %% ../../nbs/08_market.inference.ipynb #c77366d7
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
+B1 = NDArray[np.bool_]
 
 # %% ../../nbs/08_market.inference.ipynb #91f91128
 _HOUR, _DAY = 3_600_000, 86_400_000
 _WEEK = 7 * _DAY
-_MONDAY = 4 * _DAY                # 1970-01-05
-_OFFSETS = range(-12, 15)         # hours
-_CLOSE, _CLEAR = 0.8, 0.4         # correlation at the best offset, and its lead over the second
-_LEAST = 48                       # bars of a week, two days of H1
+_MONDAY = 4 * _DAY                                              # 1970-01-05
+_OFFSETS = np.arange(-24, 29, dtype=np.int64) * (_HOUR // 2)    # -12 to 14 hours
+_CLOSE, _CLEAR = 0.8, 0.4         # correlation at the best offset, and its lead over others
+_LEAST = 30                       # returns of a week
 _BRIDGE = 4                       # weeks
+_ROUGH = 6                        # hours between a change of the clock by the rule and by the bars
+_NEVER = 1 << 62
 
 # %% ../../nbs/08_market.inference.ipynb #6f543d3f
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ class ClockInference:
     rule: str | None                            # For `server_clock`; None: unresolved
     evidence: pd.DataFrame                      # One row a week, by its Monday on the server's clock
     unresolved: tuple[tuple[int, int], ...]     # Ranges of the bars with unknown offset, UTC (server time if `rule` is None), end excluded
-    candidates: pd.DataFrame                    # Rules and the share of the weeks that agree with each, best first
+    candidates: pd.DataFrame                    # Rules, best first, and `confidence`: the share of weeks that agree or half of it
     findings: tuple[str, ...] = field(default=())
     origin: Literal["inferred"] = "inferred"    # To be stored with the rule: a rule that a user declares is `declared`
+    covered: tuple[int, int] | None = None      # From the first to the last resolved week, UTC; `rule` is carried on before and after
 
     @property
     def clock(self) -> ServerClock:
@@ -53,8 +57,22 @@ class ClockInference:
         return server_clock(self.rule)
 
 # %% ../../nbs/08_market.inference.ipynb #541d1469
-def _columns(bars: pd.DataFrame, name: str) -> tuple[I8, F8, I8]:
-    "Return ascending open times, closes, and the rows that were used."
+@dataclass(frozen=True, slots=True)
+class _Series:
+    "Closing prices in ascending order."
+    times: I8   # Open
+    logs: F8    # Of the closes
+    rows: I8    # Of the frame
+    step: int   # The timeframe: the most frequent distance of two bars
+
+    @property
+    def closing(self) -> I8:
+        "When each price was known."
+        return np.asarray(self.times + self.step)
+
+
+def _series(bars: pd.DataFrame, name: str) -> _Series:
+    "Return the prices of `bars` at which a time and a price are known."
     if "close" not in bars.columns:
         raise BtcbotError(f"The {name} have no column close; they have {', '.join(map(str, bars.columns))}.")
     index = bars.index
@@ -65,109 +83,151 @@ def _columns(bars: pd.DataFrame, name: str) -> tuple[I8, F8, I8]:
         raise BtcbotError("Bars whose clock is asked for need a column time_server (a wall clock, or int64 milliseconds of it) or a "
                           "DatetimeIndex, both without a zone." if name == "bars" else
                           "The reference needs a DatetimeIndex in UTC, as the library's bars have.")
-    times = time_ms(index if index.tz else index.tz_localize("UTC"))
-    order = np.argsort(times, kind="stable")
-    times = times[order]
-    alone = np.ones(len(times), np.bool_)
-    alone[1:] &= np.diff(times) > 0
-    alone[:-1] &= np.diff(times) > 0
-    if alone.sum() < 2:
-        raise BtcbotError(f"The {name} hold {int(alone.sum())} bars with a time of their own: give at least two.")
-    rows = order[alone]
-    return times[alone], bars["close"].to_numpy(np.float64)[rows], rows
+    if index.hasnans:
+        raise BtcbotError(f"{int(pd.isna(index).sum())} of the {name} have no time (NaT): leave them out.")
+    times, closes = time_ms(index if index.tz else index.tz_localize("UTC")), bars["close"].to_numpy(np.float64)
+    rows = np.argsort(times, kind="stable")
+    rows = rows[np.isfinite(closes[rows]) & (closes[rows] > 0)]
+    first = np.flatnonzero(np.diff(times[rows], prepend=-1))
+    if len(first):
+        prices = closes[rows]
+        first = first[np.minimum.reduceat(prices, first) == np.maximum.reduceat(prices, first)]
+    if len(first) < 2:
+        raise BtcbotError(f"The {name} hold {len(first)} bars with a price and a time of their own: give at least two.")
+    rows = rows[first]
+    steps, counts = np.unique(np.diff(times[rows]), return_counts=True)
+    return _Series(times[rows], np.log(closes[rows]), rows, int(steps[counts.argmax()]))
+
+# %% ../../nbs/08_market.inference.ipynb #92f57456
+def _sampled(series: _Series, at: I8, stale: int) -> F8:
+    "Return the last price known at each moment, NaN where it is older than `stale`."
+    closing = series.closing
+    row = np.searchsorted(closing, at, side="right") - 1
+    fresh = (row >= 0) & (at - closing[np.maximum(row, 0)] <= stale)
+    return np.where(fresh, series.logs[np.maximum(row, 0)], np.nan)
 
 
-def _step(times: I8) -> int:
-    steps, counts = np.unique(np.diff(times), return_counts=True)
-    return int(steps[counts.argmax()])
+def _returns(series: _Series, at: I8, period: int) -> F8:
+    "Return the log return over the `period` before each moment, without zeros and outliers."
+    stale = period // 4 if series.step < period else 0
+    returns = _sampled(series, at, stale) - _sampled(series, at - period, stale)
+    returns[returns == 0] = np.nan
+    size = 5 * float(np.median(np.abs(returns[np.isfinite(returns)]))) if np.isfinite(returns).any() else 0.0
+    return np.clip(returns, -size, size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    "Bars and a reference, compared over one period."
+    bars: _Series
+    reference: _Series
+    period: int
+
+    def moments(self, offset: int) -> I8:
+        "Return the ends, on the server's clock, of the periods to compare."
+        if self.bars.step == self.period:
+            return self.bars.closing
+        if self.reference.step == self.period:
+            return np.asarray(self.reference.closing + offset)
+        first, last = (int(time) // self.period for time in self.bars.times[[0, -1]])
+        return np.arange(first + 1, last + 2, dtype=np.int64) * self.period
+
+    def returns(self, at: I8, offset: int) -> tuple[F8, F8]:
+        "Return the returns of the bars and, were `offset` right, those of the reference."
+        return _returns(self.bars, at, self.period), _returns(self.reference, at - offset, self.period)
+
+
+def _pair(bars: _Series, reference: _Series) -> _Pair:
+    "Choose the period."
+    if reference.step > _HOUR:
+        raise BtcbotError(f"The reference has a bar each {reference.step // 60_000} minutes: an offset of whole hours needs one "
+                          "of H1 or finer.")
+    least = _HOUR // 2 if int(np.ptp(bars.times)) > 3 * _DAY else 5 * 60_000
+    return _Pair(bars, reference, max(bars.step, reference.step, least))
 
 # %% ../../nbs/08_market.inference.ipynb #4798810b
-def _clipped(returns: F8) -> F8:
-    size = 5 * float(np.nanmedian(np.abs(returns))) if np.isfinite(returns).any() else 0.0
-    return np.clip(returns, -size, size) if size > 0 else returns
+def _sums(x: F8, y: F8, day: I8, days: int) -> F8:
+    "Return for each day what a correlation is made of: number, sums, squares and products."
+    use = np.isfinite(x) & np.isfinite(y) & (day >= 0) & (day < days)
+    x, y, day = x[use], y[use], day[use]
+    return np.array([np.bincount(day, weights, days) for weights in (np.ones_like(x), x, y, x * x, y * y, x * y)])
 
 
-def _correlations(returns: F8, others: F8, group: I8, groups: int) -> tuple[F8, I8]:
-    "Return the correlation in each group, NaN where there is none, and the number of pairs."
-    both = np.isfinite(returns) & np.isfinite(others)
-    x, y, group = returns[both], others[both], group[both]
-    n, sx, sy, sxx, syy, sxy = (np.bincount(group, weights, groups) for weights in (np.ones_like(x), x, y, x * x, y * y, x * y))
+def _correlation(sums: F8) -> F8:
+    "Return the correlation that the sums in the first axis make, NaN where there is none."
+    n, sx, sy, sxx, syy, sxy = sums
     with np.errstate(divide="ignore", invalid="ignore"):
-        spread = (n * sxx - sx * sx) * (n * syy - sy * sy)
-        return np.where(spread > 0, (n * sxy - sx * sy) / np.sqrt(spread), np.nan), n.astype(np.int64)
+        across, along = n * sxx - sx * sx, n * syy - sy * sy
+        varied = (n > 2) & (across > 1e-9 * n * sxx) & (along > 1e-9 * n * syy)
+        return np.where(varied, (n * sxy - sx * sy) / np.sqrt(across * along), np.nan)
 
 # %% ../../nbs/08_market.inference.ipynb #0fd4f291
-def _best(table: F8, counts: I8, least: int) -> tuple[I8, F8, F8, I8, NDArray[np.bool_]]:
-    "Return for each column the best offset, its correlation, the second best, its bars, and whether it is resolved."
-    filled = np.where(np.isnan(table), -2.0, table)
-    order = np.argsort(-filled, axis=0, kind="stable")
-    columns = np.arange(table.shape[1])
-    best, second = table[order[0], columns], table[order[1], columns]
-    number = counts[order[0], columns]
-    resolved = (number >= least) & (best >= _CLOSE) & (best - second >= _CLEAR)
-    return order[0] + _OFFSETS[0], best, second, number, resolved
+def _rivals(table: F8, best: I8) -> F8:
+    "Return a table without the best offset of each column."
+    others = np.where(np.isnan(table), -1.0, table)
+    np.put_along_axis(others, best[np.newaxis], -1.0, axis=0)
+    return others
 
 
-def _weekly(bars: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    "Compare `bars` with `reference` week by week."
-    times, closes, _ = _columns(bars, "bars")
-    known, prices, _ = _columns(reference, "reference")
-    step, other = _step(times), _step(known)
-    if other > step:
-        raise BtcbotError(f"The reference has a bar each {other // 60_000} minutes and the bars one each {step // 60_000}: "
-                          "give a reference of the same timeframe or a finer one.")
-    returns = np.full(len(times), np.nan)
-    follows = np.diff(times) == step
-    with np.errstate(divide="ignore", invalid="ignore"):
-        returns[1:][follows] = np.diff(np.log(closes))[follows]
-        logs = np.log(prices)
-    returns = _clipped(returns)
-    first = (times[0] - _MONDAY) // _WEEK
-    group = (times - _MONDAY) // _WEEK - first
-    groups = int(group[-1]) + 1
-    weekend = (times - _MONDAY) % _WEEK >= 5 * _DAY
-    closing = known + other                                   # when a price of the reference was known
-    tables = np.full((2, len(_OFFSETS), groups), np.nan)
-    counts = np.zeros((2, len(_OFFSETS), groups), np.int64)
-    for row, hours in enumerate(_OFFSETS):
-        end = times + step - hours * _HOUR
-        at, before = np.searchsorted(closing, end), np.searchsorted(closing, end - step)
-        last = len(closing) - 1
-        exact = (closing[np.minimum(at, last)] == end) & (closing[np.minimum(before, last)] == end - step)
-        others = np.full(len(times), np.nan)
-        others[exact] = logs[at[exact]] - logs[before[exact]]
-        others = _clipped(others)
-        for part, chosen in enumerate((~weekend, weekend)):
-            tables[part, row], counts[part, row] = _correlations(returns[chosen], others[chosen], group[chosen], groups)
-    offset, best, second, number, resolved = _best(tables[0], counts[0], _LEAST)
-    aside, _, _, _, clear = _best(tables[1], counts[1], _LEAST // 2)
-    mondays = ((first + np.arange(groups)) * _WEEK + _MONDAY).astype("datetime64[ms]")
-    evidence = pd.DataFrame({"offset_h": np.where(np.isnan(best), np.nan, offset), "correlation": best, "second": second, "bars": number,
-                             "resolved": resolved, "weekend_offset_h": np.where(clear, aside, np.nan)},
+def _best(sums: F8, period: int, least: int) -> tuple[I8, F8, F8, I8, B1]:
+    "Return for each column the row of the best offset, its correlation, the second best, the returns compared, and whether it is resolved."
+    table = _correlation(sums)
+    best = np.where(np.isnan(table), -2.0, table).argmax(axis=0)
+    column = np.arange(table.shape[1])
+    rivals = _rivals(table, best)
+    own = table[best, column]
+    number = np.where(np.isnan(own), sums[0].max(axis=0), sums[0, best, column]).astype(np.int64)
+    lead = _CLEAR * np.minimum(1.0, np.abs(_OFFSETS[:, np.newaxis] - _OFFSETS[best]) / period)
+    return best, own, rivals.max(axis=0), number, (number >= least) & (own >= _CLOSE) & (own - rivals >= lead).all(axis=0)
+
+
+def _weekly(pair: _Pair) -> pd.DataFrame:
+    "Compare the bars with the reference week by week."
+    first = (int(pair.bars.times[0]) - _MONDAY) // _WEEK
+    weeks = (int(pair.bars.times[-1]) - _MONDAY) // _WEEK - first + 1
+    daily = np.zeros((6, len(_OFFSETS), 7 * weeks))
+    for row, offset in enumerate(_OFFSETS.tolist()):
+        at = pair.moments(offset)
+        daily[:, row] = _sums(*pair.returns(at, offset), (at - pair.period - _MONDAY) // _DAY - 7 * first, 7 * weeks)
+    split = daily.reshape(6, len(_OFFSETS), weeks, 7)
+    best, own, second, number, resolved = _best(split[..., :5].sum(axis=-1), pair.period, _LEAST)
+    aside, _, _, _, clear = _best(split[..., 5:].sum(axis=-1), pair.period, _LEAST // 2)
+    table = np.where(daily[0] >= 12, _correlation(daily), np.nan)
+    usual = np.repeat(best, 7)
+    stray = (table[usual, np.arange(7 * weeks)] < _CLEAR) & (_rivals(table, usual).max(axis=0) >= _CLOSE)
+    strays = stray.reshape(weeks, 7)[:, :5].sum(axis=1)
+    mondays = ((first + np.arange(weeks)) * _WEEK + _MONDAY).astype("datetime64[ms]")
+    times = np.unique(pair.bars.times // pair.period) * pair.period
+    present = np.bincount(np.maximum((times - _MONDAY) // _WEEK - first, 0), (times - _MONDAY) % _WEEK < 5 * _DAY, weeks)
+    evidence = pd.DataFrame({"offset_h": np.where(np.isnan(own), np.nan, _OFFSETS[best] / _HOUR), "correlation": own,
+                             "second": np.where(np.isnan(own), np.nan, second), "compared": number,
+                             "bars": present.astype(np.int64), "strays": strays, "resolved": resolved & (strays == 0),
+                             "weekend_offset_h": np.where(clear, _OFFSETS[aside] / _HOUR, np.nan)},
                             index=pd.DatetimeIndex(mondays, name="week"))
-    return evidence[np.bincount(group, minlength=groups) > 0].copy()
+    return evidence[np.bincount((pair.bars.times - _MONDAY) // _WEEK - first, minlength=weeks) > 0].copy()
 
-# %% ../../nbs/08_market.inference.ipynb #47c63696
-def _rules(offsets: set[int]) -> list[str]:
+# %% ../../nbs/08_market.inference.ipynb #634cac4c
+def _rules(
+    offsets: set[int],  # Milliseconds
+) -> list[str]:
     "Return all rules that show one of `offsets` at some time, the simplest first."
-    def named(base: str, hours: int) -> str:
-        return base + (f"{hours:+d}" if hours else "")
-    def spring(hours: int) -> set[int]:
-        return {hours - 1, hours}
-    fixed = [named("UTC", hours) for hours in sorted(offsets)]
-    eastern = [f"NY{hours + 5:+d}" for hours in sorted({h for hours in offsets for h in spring(hours)}) if -14 <= hours + 5 <= 14]
-    europe = ["EET" if hours == 2 else named("Europe/London", hours)
-              for hours in sorted({h for hours in offsets for h in spring(hours)}) if -14 <= hours <= 14]
-    return fixed + eastern + europe
+    def named(base: str, shift: int) -> str:
+        hours, minutes = divmod(abs(shift) // 60_000, 60)
+        return server_clock(f"{base}{'-' if shift < 0 else '+'}{hours}:{minutes:02}").rule
+    found = [named("UTC", offset) for offset in sorted(offsets)]
+    for base, winter in (("NY", -5), ("Europe/London", 0), ("Australia/Sydney", 10)):
+        shifts = {offset - winter * _HOUR - summer for offset in offsets for summer in (0, _HOUR)}
+        found += [named(base, shift) for shift in sorted(shifts) if abs(shift) <= 14 * _HOUR]
+    return ["EET" if rule == "Europe/London+2" else rule for rule in found]
 
 
 def _shown(rules: list[str], weeks: I8, offsets: I8) -> I8:
-    "Return the offset in hours of each rule (row) on the Wednesday of each week."
-    moments = weeks + 2 * _DAY + _DAY // 2 - offsets * _HOUR
-    return np.array([offset_ms(server_clock(rule), moments) // _HOUR for rule in rules], dtype=np.int64).reshape(len(rules), len(weeks))
+    "Return the offset of each rule (row) on the Wednesday of each week."
+    moments = weeks + 2 * _DAY + _DAY // 2 - offsets
+    return np.array([offset_ms(server_clock(rule), moments) for rule in rules], dtype=np.int64).reshape(len(rules), len(weeks))
 
-# %% ../../nbs/08_market.inference.ipynb #4bd84736
-def _fewest(right: NDArray[np.bool_]) -> list[tuple[int, int, list[int]]]:
+# %% ../../nbs/08_market.inference.ipynb #75533a64
+def _fewest(right: B1) -> list[tuple[int, int, list[int]]]:
     "Cut weeks into pieces: the first and last week of each, and the rules (rows of `right`) that explain it."
     pieces, first = [], 0
     while first < right.shape[1]:
@@ -179,10 +239,10 @@ def _fewest(right: NDArray[np.bool_]) -> list[tuple[int, int, list[int]]]:
     return pieces
 
 # %% ../../nbs/08_market.inference.ipynb #ba0183c1
-def _trusted(evidence: pd.DataFrame) -> NDArray[np.bool_]:
+def _trusted(evidence: pd.DataFrame) -> B1:
     "Return the resolved weeks, without islands in a noisy range."
     resolved = evidence["resolved"].to_numpy(np.bool_).copy()
-    noisy = ~resolved & (evidence["bars"].to_numpy(np.int64) >= _LEAST)
+    noisy = ~resolved & (evidence["compared"].to_numpy(np.int64) >= _LEAST)
     kept = np.flatnonzero(resolved)
     for island in np.split(kept, np.flatnonzero(np.diff(kept) > _BRIDGE) + 1) if len(kept) else []:
         before, after = noisy[:island[0]][-_BRIDGE - 1:], noisy[island[-1] + 1:][:_BRIDGE + 1]
@@ -202,112 +262,254 @@ def _parting(rules: list[str], moment: int, forward: bool) -> int | None:
     return None
 
 # %% ../../nbs/08_market.inference.ipynb #cba07494
-def _assemble(evidence: pd.DataFrame) -> tuple[str | None, list[str]]:
-    "Return the rule that the weeks of `evidence` tell, and all that explain its last piece."
+def _turn(pair: _Pair, old: int, new: int, start: int, end: int) -> tuple[int, int] | None:
+    "Return the range in UTC in which the offset went from `old` to `new`, between two server times; None: neither fits."
+    pair = replace(pair, period=max(pair.bars.step, pair.reference.step))
+    at = pair.moments(old)
+    at = at[(at > start) & (at <= end)]
+    x, before = pair.returns(at, old)
+    _, after = pair.returns(at, new)
+    use = np.isfinite(x) & np.isfinite(before) & np.isfinite(after)
+    at, squares = at[use], x[use] ** 2
+    left = np.append(0.0, np.cumsum((x - before)[use] ** 2))
+    right = np.append(np.cumsum(((x - after)[use] ** 2)[::-1])[::-1], 0.0)
+    total = left + right
+    least, size = float(total.min()), float(squares.sum())
+    if len(at) < _LEAST or least > 0.4 * size:
+        return None
+    noise = max(least, 1e-3 * size) / len(at)
+    near = np.flatnonzero(total <= least + 20 * noise)
+    first, last = max(int(near[0]), 1), min(int(near[-1]), len(at) - 1)
+    low, high = int(at[first - 1]) - old, int(at[last]) - pair.period - pair.bars.step - new
+    if first == last and (high <= low or high - low == 2 * abs(new - old)):    # no bar is missing but those that came twice
+        return (low + high) // 2, (low + high) // 2
+    margin = abs(new - old) + pair.period                              # wall times that came twice, and an unlucky bar
+    return min(low, high) - margin, max(low, high) + margin
+
+# %% ../../nbs/08_market.inference.ipynb #6a126630
+class _Timeline:
+    "The ranges of a rule in the making; each begins where the one before ends."
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int | None, str]] = []
+
+    def add(self, begin: int | None, rule: str) -> None:
+        self.ranges.append((begin, rule))
+
+    def gap(self, begin: int, end: int, rule: str) -> None:
+        "Leave a range open and go on with `rule`."
+        if begin < end:
+            self.add(begin, "unresolved")
+        self.add(end, rule)
+
+    def text(self) -> str:
+        ends = [begin for begin, _ in self.ranges[1:]]
+        parts = [f"{rule} until {format_utc(end)}" for (_, rule), end in zip(self.ranges, ends, strict=False) if end is not None]
+        return server_clock(", ".join([*parts, self.ranges[-1][1]])).rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Weeks:
+    "The weeks of the evidence, by number."
+    starts: I8       # Monday 00:00 on the server's clock
+    offsets: I8      # The best of each, milliseconds
+    evidence: pd.DataFrame
+
+    def utc(self, row: int, by: int | None = None) -> int:
+        "Return the begin of a week in UTC, by its own offset or that of another."
+        return int(self.starts[row] - self.offsets[row if by is None else by])
+
+    def until(self, row: int) -> int:
+        "Return the moment in UTC up to which the bars of a week prove its offset: the weekend is proved by its own."
+        aside = self.evidence["weekend_offset_h"].iloc[row] * _HOUR
+        return self.utc(row) + (_WEEK if abs(aside - self.offsets[row]) < 1 else 5 * _DAY)
+
+    def turn(self, pair: _Pair, row: int, following: int) -> tuple[int, int] | None:
+        "Return the range in UTC in which the offset of one week gave way to that of a later one."
+        start, end = int(self.starts[row]), int(self.starts[following]) + 5 * _DAY
+        return _turn(pair, int(self.offsets[row]), int(self.offsets[following]), start, end)
+
+    def against(self, row: int, expected: int) -> bool:
+        "Tell whether a week that is not resolved speaks against an offset."
+        week = self.evidence.iloc[row]
+        return bool(week["compared"] >= 6 and week["correlation"] >= 0.5 and self.offsets[row] != expected)
+
+    def goes_along(self, row: int, by: int, rules: list[str]) -> bool:
+        "Tell whether a week at an end of the file may follow `rules` though it has too few bars to tell."
+        week = self.evidence.iloc[row]
+        expected = int(_shown(rules[:1], self.starts[[row]], self.offsets[[by]])[0, 0])
+        enough = week["bars"] < _LEAST and week["bars"] <= 2 * week["compared"] and not week["strays"]
+        return bool(enough and not self.against(row, expected) and (not self.weekend_apart(row, expected) or self.weekends_apart_near(row)))
+
+    def weekend_apart(self, row: int, *expected: int) -> bool:
+        "Tell whether the weekend that ends a week clearly follows another offset than those `expected`."
+        aside = float(self.evidence["weekend_offset_h"].iloc[row])
+        return not np.isnan(aside) and round(aside * _HOUR) not in expected
+
+    def weekends_apart_near(self, row: int) -> bool:
+        "Tell whether weekends within two months generally follow another offset."
+        near = range(max(row - 8, 0), min(row + 8, len(self.starts) - 1))
+        return any(self.weekend_apart(week, int(self.offsets[week]), int(self.offsets[week + 1])) for week in near)
+
+# %% ../../nbs/08_market.inference.ipynb #87eee84f
+def _assemble(evidence: pd.DataFrame, pair: _Pair) -> tuple[str | None, list[tuple[int, int, list[str]]], list[float]]:
+    "Return the rule that the weeks tell; of each piece the first and last week and all rules that explain it; and how far off changes are."
     kept = np.flatnonzero(evidence["resolved"].to_numpy(np.bool_))
     if not len(kept):
-        return None, []
-    weeks = time_ms(pd.DatetimeIndex(evidence.index).tz_localize("UTC"))
-    offsets = np.nan_to_num(evidence["offset_h"].to_numpy(np.float64)).astype(np.int64)
-    rules = _rules(set(offsets[kept].tolist()))
-    right = _shown(rules, weeks[kept], offsets[kept]) == offsets[kept]
-    segments: list[tuple[int | None, str]] = []               # the end of what came before in UTC, and a rule
-    def starts(row: int, by: int) -> int:
-        return int(weeks[row] - offsets[by] * _HOUR)
-    pieces = _fewest(right)
-    same: list[str] = []
-    for number, (first, last, equal) in enumerate(pieces):
-        same = [rules[row] for row in equal]
-        rows = kept[first:last + 1]
-        begin: int | None = starts(rows[0], rows[0])
+        return None, [], []
+    weeks = _Weeks(time_ms(pd.DatetimeIndex(evidence.index).tz_localize("UTC")),
+                   np.rint(np.nan_to_num(evidence["offset_h"].to_numpy(np.float64)) * _HOUR).astype(np.int64), evidence)
+    rules = _rules(set(weeks.offsets[kept].tolist()))
+    right = _shown(rules, weeks.starts[kept], weeks.offsets[kept]) == weeks.offsets[kept]
+    late: list[float] = []
+    line, pieces = _Timeline(), [(int(kept[a]), int(kept[b]), [rules[row] for row in same]) for a, b, same in _fewest(right)]
+    for number, (first, last, same) in enumerate(pieces):
+        rows = kept[(kept >= first) & (kept <= last)]
         if number == 0:
-            parted = _parting(same, starts(rows[0], rows[0]), forward=False)
-            few = rows[0] == 0 or (rows[0] == 1 and evidence["bars"].iloc[0] < _LEAST)
-            begin = parted if few else begin
+            begin: int | None = weeks.utc(first)
+            if first == 0 or (first == 1 and weeks.goes_along(0, 1, same)):
+                begin = _parting(same, weeks.utc(first), forward=False)
             if begin is not None:
-                segments.append((None, "unresolved"))
-        elif rows[0] - kept[first - 1] > 1:
-            segments.append((starts(kept[first - 1] + 1, kept[first - 1]), "unresolved"))
-        segments.append((begin, same[0]))
-        for row, following in pairwise(rows):
+                line.add(None, "unresolved")
+            line.add(begin, same[0])
+        else:
+            final = pieces[number - 1][1]
+            known = right[rules.index(same[0]), np.searchsorted(kept, final)]
+            if known:                                         # both are right in the week before
+                rows = np.append(final, rows)
+                line.add(weeks.utc(final), same[0])
+            else:
+                near = weeks.starts[first] - weeks.starts[final] <= 2 * _WEEK
+                found = weeks.turn(pair, final, first) if near else None
+                line.gap(*(found or (weeks.until(final), weeks.utc(first))), same[0])
+        for row, following in pairwise(rows.tolist()):
             between = np.arange(row + 1, following)
-            shown = _shown(same, weeks[between], np.full(len(between), offsets[row], np.int64))
-            if len(between) > _BRIDGE or (shown != shown[:1]).any():
-                segments += [(starts(row, row) + _WEEK, "unresolved"), (starts(following, following), same[0])]
-    final, count = kept[-1], len(evidence)
-    few = final == count - 1 or (final == count - 2 and evidence["bars"].iloc[-1] < _LEAST)
-    end = _parting(same, starts(final, final) + 5 * _DAY, forward=True) if few else starts(final, final) + _WEEK
+            shown = _shown(same, weeks.starts[between], np.full(len(between), weeks.offsets[row], np.int64))
+            against = any(weeks.against(week, int(offset)) for week, offset in zip(between.tolist(), shown[0].tolist(), strict=True))
+            if len(between) > _BRIDGE or (shown != shown[:1]).any() or against:
+                line.gap(weeks.until(row), weeks.utc(following), same[0])
+            elif weeks.offsets[row] != weeks.offsets[following] and len(between) <= 1 and not weeks.weekends_apart_near(row):
+                change = int(clock_changes(server_clock(same[0]), weeks.utc(row), weeks.utc(following) + _DAY)[-1])
+                found = weeks.turn(pair, row, following)
+                early, behind = (change - found[1], found[0] - change) if found else (0, 0)
+                late.append(max(early, behind, 0) / _HOUR)
+                if found and late[-1] > _ROUGH:
+                    line.gap(min(found[0], change), max(found[1], change), same[0])
+    final, count = int(kept[-1]), len(evidence)
+    end = _parting(pieces[-1][2], weeks.utc(final) + 5 * _DAY, forward=True)
+    if final == count - 1 and weeks.weekend_apart(final, int(weeks.offsets[final])) and not weeks.weekends_apart_near(final):
+        end = weeks.utc(final) + 5 * _DAY
+    elif not (final == count - 1 or (final == count - 2 and weeks.goes_along(count - 1, final, pieces[-1][2]))):
+        end = min(end or _NEVER, weeks.until(final))
     if end is not None:
-        segments.append((end, "unresolved"))
-    ends = [begin for begin, _ in segments[1:]]
-    parts = [f"{name} until {format_utc(end)}" for (_, name), end in zip(segments, ends, strict=False) if end is not None]
-    return server_clock(", ".join([*parts, segments[-1][1]])).rule, same
+        line.add(end, "unresolved")
+    return line.text(), pieces, late
 
 # %% ../../nbs/08_market.inference.ipynb #d42afba5
-def _jumps(bars: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _jumps(series: _Series, volume: F8 | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return the largest jump of tick volume in each week, and the rules that put the US opening there."
-    empty = pd.DataFrame({"rule": pd.Series(dtype="str"), "confidence": pd.Series(dtype="float64")})
-    times, _, rows = _columns(bars, "bars")
-    slot = max(_step(times), _HOUR // 2)
+    slot = max(series.step, _HOUR // 2)
     nothing = pd.DataFrame({"jump_at": [], "jump": [], "bars": [], "resolved": []}, index=pd.DatetimeIndex([], name="week"))
-    if "tick_volume" not in bars.columns or slot > _HOUR:
+    empty = pd.DataFrame({"rule": pd.Series(dtype="str"), "confidence": pd.Series(dtype="float64")})
+    if volume is None or slot > _HOUR or _DAY % slot:
         return nothing, empty
-    frame = pd.DataFrame({"week": (times - _MONDAY) // _WEEK, "slot": times % _DAY // slot,
-                          "volume": bars["tick_volume"].to_numpy(np.float64)[rows]})[(times - _MONDAY) % _WEEK < 5 * _DAY]
-    frame = frame[frame.groupby("week")["volume"].transform("size") >= _LEAST]
+    frame = pd.DataFrame({"week": (series.times - _MONDAY) // _WEEK, "slot": series.times % _DAY // slot, "volume": volume[series.rows]})
+    frame = frame[((series.times - _MONDAY) % _WEEK < 5 * _DAY) & (frame["volume"] > 0)]
+    frame = frame[frame.groupby("week")["volume"].transform("size") >= 48]
     if frame.empty:
         return nothing, empty
-    profile = frame.pivot_table(index="week", columns="slot", values="volume", aggfunc="mean").reindex(columns=range(_DAY // slot))
-    values = profile.to_numpy(np.float64)
-    earlier = np.max([np.roll(np.nan_to_num(values), back, axis=1) for back in range(1, 3 * _HOUR // slot + 1)], axis=0)
-    rise = np.nan_to_num(values - earlier, nan=-np.inf)
+    profile = frame.pivot_table(index="week", columns="slot", values="volume", aggfunc="median").reindex(columns=range(_DAY // slot))
+    logs, wide = np.log(profile.to_numpy(np.float64)), 3 * _HOUR // slot
+    before = np.max([np.roll(np.nan_to_num(logs, nan=-np.inf), back, axis=1) for back in range(1, wide + 1)], axis=0)
+    rise = np.minimum(logs, np.roll(logs, -1, axis=1)) - before
+    rise = np.where(np.isfinite(rise), rise, -9.0)
     found = rise.argmax(axis=1)
     weeks = profile.index.to_numpy(np.int64) * _WEEK + _MONDAY
-    evidence = pd.DataFrame({"jump_at": pd.to_timedelta(found * slot, unit="ms"), "jump": rise.max(axis=1) / np.nanmean(values, axis=1),
+    evidence = pd.DataFrame({"jump_at": pd.to_timedelta(found * slot, unit="ms"), "jump": np.exp(rise.max(axis=1)),
                              "bars": frame.groupby("week").size().to_numpy(), "resolved": False},
                             index=pd.DatetimeIndex(weeks.astype("datetime64[ms]"), name="week"))
-    rules = _rules(set(_OFFSETS))
+    score = np.clip(rise, -0.5, 0.5)
+    rules = [rule for rule in _rules(set((np.arange(-12, 15) * _HOUR).tolist())) if "Sydney" not in rule]
     wednesday = weeks + 2 * _DAY + _DAY // 2
     opening = wednesday - offset_ms(server_clock("America/New_York"), wednesday) - 5 * _HOUR // 2   # 09:30 in New York, in UTC
-    share = [float(((opening + offset_ms(server_clock(rule), opening)) % _DAY // slot == found).mean()) for rule in rules]
-    ranked = pd.DataFrame({"rule": rules, "confidence": share}).sort_values("confidence", ascending=False, kind="stable")
-    return evidence, ranked[ranked["confidence"] > 0].head(5).reset_index(drop=True)
+    slots = np.array([(opening + offset_ms(server_clock(rule), opening)) % _DAY // slot for rule in rules])
+    ranked = pd.DataFrame({"rule": rules, "confidence": (slots == found).mean(axis=1) / 2,
+                           "score": np.take_along_axis(score, slots.T, axis=1).mean(axis=0)})
+    ranked = ranked[ranked["confidence"] > 0].sort_values("score", ascending=False, kind="stable")
+    return evidence, ranked[["rule", "confidence"]].head(5).reset_index(drop=True)
 
 # %% ../../nbs/08_market.inference.ipynb #1d1ffee3
+def _nothing(pair: _Pair, evidence: pd.DataFrame) -> str:
+    "Say why no week is resolved."
+    bars, reference = pair.bars, pair.reference
+    if bars.step > _HOUR:
+        return f"The bars are {bars.step // 60_000} minutes long: an offset of whole hours needs H1 or finer."
+    if bars.closing[-1] - _OFFSETS[0] <= reference.times[0] or bars.times[0] - _OFFSETS[-1] >= reference.closing[-1]:
+        return (f"The bars, {format_utc(int(bars.times[0]))[:-1]} to {format_utc(int(bars.closing[-1]))[:-1]} on the server, "
+                f"and the reference, {format_utc(int(reference.times[0]))} to {format_utc(int(reference.closing[-1]))}, do not overlap: "
+                "give a reference that covers the time of the bars.")
+    most = int(evidence["compared"].max())
+    if most < _LEAST:
+        return (f"At most {most} returns of a week, Monday to Friday, could be compared, and {_LEAST} are needed: "
+                "give more bars, finer bars, or a reference with fewer holes (and prices that move).")
+    return "No range agrees with the reference clearly enough."
+
+
+def _findings(evidence: pd.DataFrame, pieces: list[tuple[int, int, list[str]]], late: list[float]) -> list[str]:
+    "Say what one rule cannot, and what the weeks do not tell."
+    findings = []
+    chosen, aside = evidence["resolved"], evidence["weekend_offset_h"]
+    apart = (aside.notna() & (aside != evidence["offset_h"]) & (aside != evidence["offset_h"].shift(-1)))[chosen]
+    if apart.any():
+        findings.append(f"In {int(apart.sum())} of {len(apart)} resolved weeks the bars of Saturday and Sunday follow another offset than "
+                        "those of the other days: one rule cannot convert both.")
+    strays = evidence.index[(evidence["strays"] > 0) & (evidence["correlation"] >= 0.5)]
+    if len(strays):
+        findings.append(f"In {len(strays)} weeks, the first that of {strays[0]:%Y-%m-%d}, single days from Monday to Friday follow "
+                        "another offset.")
+    wrong = [hours for hours in late if hours >= 1]
+    if wrong:
+        findings.append(f"At {len(wrong)} of {len(late)} changes of the clock the bars went over at another time than the rule says, "
+                        f"by up to {max(wrong):.0f} hours; a range is left open where it is more than {_ROUGH}.")
+    days = [f"{day:%Y-%m-%d}" for day in pd.DatetimeIndex(evidence.index)]
+    for first, last, same in pieces:
+        if len(same) > 1:
+            findings.append(f"{', '.join(same)} explain the weeks of {days[first]} to {days[last]} equally: "
+                            f"{same[0]} holds as long as they agree.")
+    if not findings and pieces and pd.Timestamp(days[pieces[-1][1]]) - pd.Timestamp(days[pieces[0][0]]) < pd.Timedelta(days=300):
+        findings.append(f"The weeks of {days[pieces[0][0]]} to {days[pieces[-1][1]]} tell the rule; it is carried on before and after, "
+                        "which no bar proves.")
+    return findings
+
+# %% ../../nbs/08_market.inference.ipynb #e7b0b2c0
 def infer_server_clock(
     bars: pd.DataFrame,                      # H1 or finer, with `close`; wall clock in `time_server` or in an index without a zone
-    reference: pd.DataFrame | None = None,   # Bars of the same market in UTC, of the same timeframe or a finer one
+    reference: pd.DataFrame | None = None,   # Bars of the same market in UTC, H1 or finer
 ) -> ClockInference:
     "Find the rule of the clock that `bars` follow; without a `reference` only candidates are given."
-    times, _, _ = _columns(bars, "bars")
-    whole = ((int(times[0]), int(times[-1]) + _step(times)),)
+    series = _series(bars, "bars")
+    volume = bars["tick_volume"].to_numpy(np.float64) if "tick_volume" in bars.columns else None
+    whole = ((int(series.times[0]), int(series.closing[-1])),)
     if reference is None:
-        evidence, candidates = _jumps(bars)
+        evidence, candidates = _jumps(series, volume)
         return ClockInference(None, evidence, whole, candidates, ("Without a reference in UTC the offset cannot be proved.",))
-    evidence = _weekly(bars, reference)
+    pair = _pair(series, _series(reference, "reference"))
+    evidence = _weekly(pair)
     evidence["resolved"] = _trusted(evidence)
-    rule, same = _assemble(evidence)
-    findings = []
-    chosen = evidence[evidence["resolved"]]
-    aside = evidence["weekend_offset_h"]
-    apart = (aside.notna() & (aside != evidence["offset_h"]) & (aside != evidence["offset_h"].shift(-1)))[evidence["resolved"]]
-    if apart.any():
-        findings.append(f"In {int(apart.sum())} of {len(chosen)} resolved weeks the bars of Saturday and Sunday follow another offset than "
-                        "those of the other days: one rule cannot convert both.")
+    rule, pieces, late = _assemble(evidence, pair)
     if rule is None:
-        _, candidates = _jumps(bars)
-        return ClockInference(None, evidence, whole, candidates, (*findings, "No range agrees with the reference clearly enough."))
-    if len(same) > 1:
-        findings.append(f"{', '.join(same)} explain the last weeks equally: the rule holds as long as they agree.")
-    weeks, offsets = time_ms(pd.DatetimeIndex(chosen.index).tz_localize("UTC")), chosen["offset_h"].to_numpy(np.int64)
+        return ClockInference(None, evidence, whole, _jumps(series, volume)[1], (_nothing(pair, evidence),))
+    chosen = evidence[evidence["resolved"]]
+    weeks = time_ms(pd.DatetimeIndex(chosen.index).tz_localize("UTC"))
+    offsets = np.rint(chosen["offset_h"].to_numpy(np.float64) * _HOUR).astype(np.int64)
     rules = _rules(set(offsets.tolist()))
     share = (_shown(rules, weeks, offsets) == offsets).mean(axis=1)
     ranked = pd.DataFrame({"rule": rules, "confidence": share}).sort_values("confidence", ascending=False, kind="stable")
-    clock = server_clock(rule)
-    begin = whole[0][0] - int(offsets[0]) * _HOUR
-    close, open_ranges = whole[0][1] - int(offsets[-1]) * _HOUR, []
-    for end, part in clock.segments:
+    begin, close, open_ranges = whole[0][0] - int(offsets[0]), whole[0][1] - int(offsets[-1]), []
+    for end, part in server_clock(rule).segments:
         if not part.zone and begin < min(end, close):
             open_ranges.append((begin, min(end, close)))
         begin = max(begin, end)
-    return ClockInference(rule, evidence, tuple(open_ranges), ranked.head(5).reset_index(drop=True), tuple(findings))
+    return ClockInference(rule, evidence, tuple(open_ranges), ranked.head(5).reset_index(drop=True),
+                          tuple(_findings(evidence, pieces, late)),
+                          covered=(int(weeks[0] - offsets[0]), int(weeks[-1] - offsets[-1]) + _WEEK))

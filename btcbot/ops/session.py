@@ -27,9 +27,9 @@ from ..core.errors import BtcbotError
 from ..core.log import configure_logging
 from ..core.metrics import Metrics
 from ..core.process import Child, exit_with_parent
+from ..data.connect import open_store
 from ..data.files import longest_span, read_bars
 from ..data.ingest import DataIngestor, IngestReport
-from ..data.store import Store
 from ..features.engineering import FeatureEngineering
 from ..market.bars import time_ms, timeframe_ms
 from ..market.clock import format_utc, server_clock, utc_ms
@@ -153,7 +153,7 @@ class Session:
             self.server.stop()
             raise
         self.clock = server_clock(profile.clock)
-        self.store = Store(folder / "store")
+        self.store = open_store(folder / "store")
         self.journal = OrderJournal(folder / "orders.sqlite")
         self.metrics = Metrics()
         self.ingestor = DataIngestor(self.terminal, self.store, clock=self.clock, source=market.source)

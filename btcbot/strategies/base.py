@@ -73,10 +73,10 @@ class SignalStream:
         block: F8,  # Shape (n, 7): the bars that follow those seen before
     ) -> F8:        # Shape (n, N_TARGET): the target after each bar; a bar set aside repeats the one before
         "Return the targets of the next bars."
-        verdict = self.cleaner.update(block)
-        is_kept = verdict == 0
+        judged = self.cleaner.judge(block)
+        is_kept = judged.verdict == 0
         fresh = np.full((int(is_kept.sum()), N_TARGET), np.nan)
-        self.strategy.step(self._params, self._f, self._i, np.ascontiguousarray(block[is_kept]), fresh)
+        self.strategy.step(self._params, self._f, self._i, np.ascontiguousarray(judged.block[is_kept]), fresh)
         self.dropped += len(block) - len(fresh)
         rows = np.vstack([self.last[None], fresh])
         out = np.asarray(rows[np.cumsum(is_kept)])

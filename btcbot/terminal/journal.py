@@ -123,6 +123,7 @@ class Entry:
     created_ms: int   # UTC
     updated_ms: int   # UTC
     attempts: int     # How often `begin` saw the key
+    context: str      # What the order was decided on, such as the content hash of the data; the first `begin` says it
 
     @property
     def is_new(self) -> bool:
@@ -141,12 +142,12 @@ def _utc_now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 # %% ../../nbs/21_terminal.journal.ipynb #46dec459
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = """
     CREATE TABLE orders (
         key TEXT PRIMARY KEY, body TEXT NOT NULL, body_hash TEXT NOT NULL,
         state TEXT NOT NULL CHECK (state IN ('intent', 'done', 'not_done', 'unknown')), result TEXT,
-        created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, attempts INTEGER NOT NULL
+        created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, attempts INTEGER NOT NULL, context TEXT NOT NULL DEFAULT ''
     ) STRICT;
     CREATE INDEX orders_by_state ON orders (state, created_ms);
 """
@@ -167,6 +168,9 @@ def _open(path: Path) -> sqlite3.Connection:
                 raise BtcbotError(f"{path} is a database of another program: choose another file for the journal.")
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
+        if version == 1:
+            connection.execute("ALTER TABLE orders ADD COLUMN context TEXT NOT NULL DEFAULT ''")
+        if version < _FORMAT:
             connection.execute(f"PRAGMA user_version = {_FORMAT}")
         connection.execute("COMMIT")
     except BaseException:
@@ -193,6 +197,7 @@ class OrderJournal:
         self,
         key: str,       # Of the order
         body: object,   # What is asked for, as JSON can write it
+        context: str = "",  # What it was decided on; no part of what the key stands for
     ) -> Entry:         # On the disk; `is_new` where this call wrote it
         "Write the intent to send `body`, or return what is known of `key`."
         text, now = _canonical(body), self._now_ms()
@@ -200,8 +205,8 @@ class OrderJournal:
         with self._lock, self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(
-                "INSERT INTO orders VALUES (?, ?, ?, 'intent', NULL, ?, ?, 1) ON CONFLICT (key) DO UPDATE SET attempts = attempts + 1",
-                (key, text, digest, now, now),
+                "INSERT INTO orders VALUES (?, ?, ?, 'intent', NULL, ?, ?, 1, ?) ON CONFLICT (key) DO UPDATE SET attempts = attempts + 1",
+                (key, text, digest, now, now, context),
             )
             first = self._connection.execute("SELECT body, body_hash FROM orders WHERE key = ?", (key,)).fetchone()
             if first[1] != digest:
@@ -263,6 +268,6 @@ class OrderJournal:
         with self._lock:
             rows = self._connection.execute(query, values).fetchall()
         return [
-            Entry(key, json.loads(body), state, None if result is None else json.loads(result), created, updated, attempts)
-            for key, body, _, state, result, created, updated, attempts in rows
+            Entry(key, json.loads(body), state, None if result is None else json.loads(result), created, updated, attempts, context)
+            for key, body, _, state, result, created, updated, attempts, context in rows
         ]

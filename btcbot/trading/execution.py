@@ -85,6 +85,7 @@ class OrderExecution:
             raise BtcbotError(
                 f"{symbol.name}: the terminal says digits, volume step, contract size {theirs}, the profile {ours}: correct the profile."
             )
+        self.data_hash = ""  # `content_hash` of the data that orders are decided on; the journal keeps it with each order
         self._where = (account.server, account.login)
         self._filling = filling_mode(info)
 
@@ -130,7 +131,7 @@ class OrderExecution:
         leg = {CLOSE: "close", CHANGE_STOPS: "stops"}.get(int(intent[KIND]), "open")
         key = self.key(bar_time, leg, int(intent[INTENT_TICKET]))
         request = self.request(intent, key)
-        entry = self.journal.begin(key, request)
+        entry = self.journal.begin(key, request, self.data_hash)
         if entry.state in ("done", "not_done"):
             known = entry.result if isinstance(entry.result, dict) else {}
             return Fill(key, entry.state, int(known.get("retcode", 0)), int(known.get("order", 0)), True)

@@ -23,7 +23,7 @@ from ..core.metrics import Metrics
 from ..core.progress import progress
 from ..engine import account as engine
 from ..engine.risk import RiskLimits, RiskManager, TARGET_ID, no_position
-from ..market.bars import BAR_COLUMNS, bar_block, point_bars, time_index, timeframe_ms
+from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, timeframe_ms
 from ..market.clock import ServerClock, format_utc, to_server, to_utc
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
@@ -50,6 +50,7 @@ def rates_block(
     block[:, 0] = to_utc(clock, rates["time"].astype(np.int64) * 1000)
     for k, name in enumerate(BAR_COLUMNS[:6], start=1):
         block[:, k] = np.round(rates[name], digits) if k <= 4 else rates[name]
+    block[:, VOLUME] = known_volume(block[:, VOLUME], rates["real_volume"].astype(np.float64))
     return block
 
 
@@ -133,6 +134,7 @@ class Trader:
             raise BtcbotError(f"Orders {', '.join(left)} of an earlier run have no known outcome: settle them before trading on.")
         for start in range(0, len(bars), 65_536):
             self.stream.update(bar_block(bars.iloc[start : start + 65_536]))
+        self.execution.data_hash = content_hash(bars)  # each order carries it
         if len(bars):
             self._last_time = int(bar_block(bars.iloc[-1:])[0, 0])
 
