@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from btcbot.backtest.backtester import Backtester as Backtester
     from btcbot.core.errors import BtcbotError as BtcbotError
     from btcbot.data.clean import DataCleaner as DataCleaner
+    from btcbot.data.connect import open_store as open_store
+    from btcbot.data.embedded import EmbeddedStore as EmbeddedStore
     from btcbot.data.ingest import DataIngestor as DataIngestor
     from btcbot.data.store import Store as Store
+    from btcbot.data.timescale import TimescaleStore as TimescaleStore
     from btcbot.engine.risk import RiskLimits as RiskLimits
     from btcbot.engine.risk import RiskManager as RiskManager
     from btcbot.features.engineering import FeatureEngineering as FeatureEngineering
@@ -25,15 +28,18 @@ __all__ = [
     "BtcbotError",
     "DataCleaner",
     "DataIngestor",
+    "EmbeddedStore",
     "FeatureEngineering",
     "OrderExecution",
     "RiskLimits",
     "RiskManager",
     "Store",
     "Strategy",
+    "TimescaleStore",
     "Trader",
     "__version__",
     "connect",
+    "open_store",
 ]
 
 # Where each public name lives. Its module, and numpy, pandas and numba with it, is loaded when the name is first used.
@@ -42,14 +48,17 @@ _HOMES = {
     "BtcbotError": "btcbot.core.errors",
     "DataCleaner": "btcbot.data.clean",
     "DataIngestor": "btcbot.data.ingest",
+    "EmbeddedStore": "btcbot.data.embedded",
     "FeatureEngineering": "btcbot.features.engineering",
     "OrderExecution": "btcbot.trading.execution",
     "RiskLimits": "btcbot.engine.risk",
     "RiskManager": "btcbot.engine.risk",
     "Store": "btcbot.data.store",
     "Strategy": "btcbot.strategies.base",
+    "TimescaleStore": "btcbot.data.timescale",
     "Trader": "btcbot.trading.trader",
     "connect": "btcbot.terminal.connect",
+    "open_store": "btcbot.data.connect",
 }
 
 

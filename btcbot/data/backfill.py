@@ -106,13 +106,14 @@ class Intake:
         frame: pd.DataFrame,
     ) -> WriteResult:  # On disk
         "Write rows of a series."
+        if not len(frame):
+            return WriteResult(0, 0)
         result = self.store.write(frame, source=key.source, symbol=key.symbol, timeframe=key.timeframe)
         kind = "tick" if key.is_ticks else "bar"
         self.metrics.rows[kind].inc(result.rows)
-        if len(frame):
-            self.metrics.last_row[kind].set(time_ms(frame.index[-1:])[0] / 1000)
-            if self.on_stored:
-                self.on_stored(key, frame)
+        self.metrics.last_row[kind].set(time_ms(frame.index[-1:])[0] / 1000)
+        if self.on_stored:
+            self.on_stored(key, frame)
         return result
 
     def note_missing(
@@ -246,8 +247,7 @@ class BarIntake(Intake):
     def _refill(self, key: SeriesKey, found: Fetched) -> int:
         parts = [(max(gap.start, found.low), min(gap.end, found.high)) for gap in self.ledger.live(key, found.low, found.high)]
         found = found.keeping(self.stored_times(key, found.low, found.high)).within(parts)
-        if len(found.frame):
-            self.write_rows(key, found.frame)
+        self.write_rows(key, found.frame)
         self.note_missing(key, found.missing())
         came = [*runs(found.frame, timeframe_ms(key.timeframe)), *found.stored()]
         self.ledger.fill(key, [(max(low, start), min(high, end)) for low, high in came for start, end in parts

@@ -138,11 +138,25 @@ def claims(found: ClockInference, bars: pd.DataFrame, clock: ServerClock) -> tup
     return right / len(bars), wrong
 
 
-RULES = ["NY+7", "EET", "UTC-3:30", "Europe/London", "Australia/Sydney", "NY+7 until 2023-07-06T10:00Z, UTC",
-         "EET until 2023-07-15, NY+7", "UTC+2 until 2023-01-18T12:00Z, UTC+5", "UTC+2 until 2023-03-24, UTC+3"]  # fmt: skip
-RANGES = {"year": ("2022-11-03", "2023-11-02"), "summer": ("2023-05-02", "2023-09-29"), "winter": ("2022-12-06", "2023-02-20"),
-          "two weeks": ("2023-06-28", "2023-07-12"), "three days": ("2023-07-03", "2023-07-05"),
-          "a change": ("2023-03-08", "2023-03-30")}  # fmt: skip
+RULES = [
+    "NY+7",
+    "EET",
+    "UTC-3:30",
+    "Europe/London",
+    "Australia/Sydney",
+    "NY+7 until 2023-07-06T10:00Z, UTC",
+    "EET until 2023-07-15, NY+7",
+    "UTC+2 until 2023-01-18T12:00Z, UTC+5",
+    "UTC+2 until 2023-03-24, UTC+3",
+]
+RANGES = {
+    "year": ("2022-11-03", "2023-11-02"),
+    "summer": ("2023-05-02", "2023-09-29"),
+    "winter": ("2022-12-06", "2023-02-20"),
+    "two weeks": ("2023-06-28", "2023-07-12"),
+    "three days": ("2023-07-03", "2023-07-05"),
+    "a change": ("2023-03-08", "2023-03-30"),
+}
 
 
 @pytest.mark.parametrize("months", RANGES)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ingest_follower import MINUTES, SPEED, market
 from market_terminal import BARS, MINUTE, NY7, START, TICK, Market, MemoryStore, TroubledTerminal, made_ticks
 
-from btcbot.core.errors import BtcbotError, TerminalUnreachable
+from btcbot.core.errors import BtcbotError
 from btcbot.data.embedded import EmbeddedStore
 from btcbot.data.gaps import GapLedger
 from btcbot.data.grid import count_slots
@@ -165,38 +166,53 @@ def test_the_twin_is_followed_bar_by_bar_over_a_change_of_its_clock(tmp_path: Pa
 
 # Terminals that fail
 
-KNOWN = Market(made_ticks(1, 1500, per_minute=3.0))
+# The second and the third change their clocks at the 11th and the 10th hour.
+STARTS = [START, utc_ms("2024-11-02T19:00"), utc_ms("2024-03-09T21:00")]
+TWICE = utc_ms("2024-11-03T05:00"), utc_ms("2024-11-03T07:00")
 
 
+@cache
+def known_from(start: int) -> Market:
+    """Return a market of 25 hours."""
+    return Market(made_ticks(1, 1500, per_minute=3.0, start=start))
+
+
+@pytest.mark.parity
 @settings(max_examples=int(os.environ.get("BTCBOT_ROUNDS", "8")), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**32),
     share=st.sampled_from([0.0, 0.1, 0.3, 0.5]),
     dead=st.sampled_from([0.0, 0.02]),
     timeframe=st.sampled_from(["M1", "TICK"]),
+    begin=st.sampled_from(STARTS),
 )
-def test_whatever_fails_the_store_becomes_the_truth_and_the_numbers_add_up(seed: int, share: float, dead: float, timeframe: str) -> None:
-    chance, store, now, clock = np.random.default_rng(seed), MemoryStore(), START + 1000 * MINUTE, [0]
+def test_whatever_fails_the_store_becomes_the_truth_and_the_numbers_add_up(
+    seed: int, share: float, dead: float, timeframe: str, begin: int
+) -> None:
+    chance, store, now, clock = np.random.default_rng(seed), MemoryStore(), begin + 900 * MINUTE, [0]
+    known, first = known_from(begin), begin + 2 * MINUTE
     ledger = GapLedger(":memory:", now_ms=lambda: clock[0])
-    terminal = TroubledTerminal(KNOWN, lambda: now, chance, share, dead, maxbars=int(chance.integers(150, 1000)))
+    terminal = TroubledTerminal(known, lambda: now, chance, share, dead, maxbars=int(chance.integers(200, 1000)))
     for run in range(80):
         clock[0] += 50_000_000
-        now = min(now + 100 * MINUTE, START + 1500 * MINUTE)
+        now = min(now + 100 * MINUTE, begin + 1500 * MINUTE)
         ingestor = DataIngestor(
             terminal, store, clock=NY7, source="s", ledger=ledger, sleep=lambda s: None, page=int(chance.integers(5, 400))
         )
-        start = SINCE if run else SINCE + int(chance.integers(0, 600)) * MINUTE  # older ones are wanted later
+        start = first if run else first + int(chance.integers(0, 600)) * MINUTE  # older ones are wanted later
         try:
             report = ingestor.backfill("BTCUSD", timeframe, start, now + 5 * MINUTE, resume=bool(run and chance.random() < 0.9))
-        except (TerminalUnreachable, BtcbotError) as error:
+        except BtcbotError as error:
             assert "failed" in str(error)
         else:
             assert report.is_accounted, report
-            if timeframe == "M1" and run and report.until > START + 1000 * MINUTE:
+            if timeframe == "M1" and run and report.until > begin + 1000 * MINUTE:
                 key = ingestor.key_of("BTCUSD", "M1")
-                missing = sum(ledger.totals(key, SINCE, report.until, ingestor._count(key)).values())
-                assert len(store.frames[key]) + missing == count_slots(NY7, "M1", SINCE, report.until)
-        truth = since(KNOWN.finished(now)[timeframe == "TICK"])
-        if run and now == START + 1500 * MINUTE and not ledger.open() and store.read("s", "BTCUSD", timeframe).equals(truth):
+                missing = sum(ledger.totals(key, first, report.until, ingestor._count(key)).values())
+                assert len(store.frames[key]) + missing == count_slots(NY7, "M1", first, report.until)
+        truth = since(known.finished(now)[timeframe == "TICK"], first)
+        truth = truth[(time_ms(truth.index) < TWICE[0]) | (time_ms(truth.index) >= TWICE[1])]
+        is_over = run and now == begin + 1500 * MINUTE
+        if is_over and not ledger.open() and store.read("s", "BTCUSD", timeframe).equals(truth):
             return
     raise AssertionError(ledger.open())

