@@ -42,4 +42,4 @@ def test_twice_the_same_hashes(tmp_path: Path) -> None:
         locks.append(repro(tmp_path / name))
     assert locks[0] == locks[1]
     assert list(locks[0]["stages"]) == ["ingest", "clean"]
-    assert json.loads((tmp_path / "one/data/clean.json").read_text())["bars"] > 100_000
+    assert json.loads((tmp_path / "one/data/clean.json").read_text())["kept"] > 100_000

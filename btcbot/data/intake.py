@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.errors import BtcbotError
 from .gaps import Reason
 from .history import TickPage
-from .store import Note, SeriesKey, Store, WriteResult
+from .store import Moment, SeriesKey, Store, WriteResult
 from ..market.bars import time_ms
 from ..market.clock import ServerClock, clock_changes, offset_ms, server_clock
 
@@ -194,6 +194,7 @@ def describe_series(
     clock: ServerClock | None,  # None: the source gives UTC itself
     values: dict[str, str],     # What else is known, such as `digits`
     origin: str = "declared",   # Of the clock's rule: `declared` or `inferred`
+    known_at: Moment | None = None,  # Recorded as the time of writing (default: now)
 ) -> None:
     "Record what is known of a series where it has changed; a clock that contradicts the recorded one is refused."
     known = known_values(store, key)
@@ -205,4 +206,4 @@ def describe_series(
         values = {"clock": clock.rule, "clock_origin": origin} | values
     values = known | {name: value for name, value in values.items() if value}
     if values != known:
-        store.annotate(*key, values)
+        store.annotate(*key, values, known_at=known_at)

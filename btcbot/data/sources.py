@@ -20,7 +20,8 @@ from ..core.metrics import Metrics
 from .exchange import ExchangeHistory
 from .files import FileTicks, read_series
 from .gaps import GapLedger
-from .ingest import DataIngestor, IngestReport, describe_series
+from .ingest import DataIngestor, IngestReport
+from .intake import describe_series
 from .store import TICKS, Moment, SeriesKey, Store, series_key
 from ..market.clock import ServerClock, server_clock, utc_ms
 from ..market.synthetic import synthetic_bars
@@ -75,7 +76,8 @@ def ingest_files(
         if request.timeframe in ("", timeframe):
             key = series_key(source, symbol, timeframe)
             if found.clock:
-                describe_series(store, key, server_clock(found.clock), {"digits": str(request.digits)}, found.clock_origin)
+                values = {"digits": str(request.digits)}
+                describe_series(store, key, server_clock(found.clock), values, found.clock_origin, request.known_at)
             is_first = not done
             done.append(Ingested(key, *_written(store, key, frame, request), found.findings if is_first else [],
                                  found.report() if is_first else None, found.left_out if is_first else None))
@@ -96,7 +98,7 @@ def ingest_exchange(
         raise BtcbotError(f"{key} is not stored yet: say where to begin, for example --since 2024-01-01.")
     start = stored[1] if stored and (request.since is None or stored[0] <= utc_ms(request.since)) else utc_ms(request.since or 0)
     end = None if request.until is None else utc_ms(request.until)
-    describe_series(store, key, None, {"clock": "UTC", "clock_origin": "file", "digits": str(request.digits)})
+    describe_series(store, key, None, {"clock": "UTC", "clock_origin": "file", "digits": str(request.digits)}, known_at=request.known_at)
     rows, updated, ends = 0, 0, list[pd.DataFrame]()
     for page in history.pages(start, end):
         more = _written(store, key, page[~page.index.duplicated(keep="last")], request)
@@ -117,7 +119,7 @@ def ingest_synthetic(
         raise BtcbotError(f"{request.address} has minutes of any time: give --since and --until, and no timeframe but M1.")
     key = series_key(request.name or request.address, request.symbol or "BTCUSD", "M1")
     bars = synthetic_bars(int(seed), utc_ms(request.since), utc_ms(request.until))
-    describe_series(store, key, server_clock("UTC"), {"digits": "2"})
+    describe_series(store, key, server_clock("UTC"), {"digits": "2"}, known_at=request.known_at)
     return [Ingested(key, *_written(store, key, bars, request))]
 
 # %% ../../nbs/38_data.sources.ipynb #910f4668

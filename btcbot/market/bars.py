@@ -44,7 +44,8 @@ def time_index(
     time_ms: I8,          # Shape (n,), milliseconds UTC
 ) -> pd.DatetimeIndex:    # Named `time`, unit ms
     "Make the index of a bar frame."
-    return pd.DatetimeIndex(np.asarray(time_ms, np.int64).view("M8[ms]"), tz="UTC", name="time").as_unit("ms")
+    zoned = pd.DatetimeTZDtype("ms", "UTC")  # localising would copy
+    return pd.DatetimeIndex(np.asarray(time_ms, np.int64).view("M8[ms]"), dtype=zoned, name="time")
 
 # %% ../../nbs/06_market.bars.ipynb #4fcb46ee
 def time_ms(
