@@ -156,7 +156,7 @@ def _said(report: IngestReport) -> list[str]:
 def ingest_terminal(
     store: Store,
     request: Request,                          # Its address is that of a terminal
-    ledger: GapLedger,                         # Remembers what did not come
+    ledger: GapLedger | None = None,           # Remembers what did not come; without one a failed request ends the work
     *,
     token: str | None = None,                  # Of the terminal's server
     follow: Callable[[], bool] | None = None,  # Go on until this says stop
@@ -190,7 +190,7 @@ def ingest_terminal(
 def ingest(
     store: Store,
     request: Request,
-    ledger: GapLedger | None = None,           # Of a terminal's gaps (default: forgotten afterwards)
+    ledger: GapLedger | None = None,           # Of a terminal's gaps; without one a failed request ends the work
     *,
     token: str | None = None,                  # Of a terminal's server
     follow: Callable[[], bool] | None = None,  # A terminal is followed until this says stop
@@ -199,7 +199,7 @@ def ingest(
     "Bring the data at an address into `store`; a second time it changes nothing."
     kind = match[1] if (match := re.match(r"(ccxt|synthetic):|[a-z0-9]+://", request.address)) else "file"
     if kind is None:
-        return ingest_terminal(store, request, ledger or GapLedger(":memory:"), token=token, follow=follow, metrics=metrics)
+        return ingest_terminal(store, request, ledger, token=token, follow=follow, metrics=metrics)
     if follow is not None:
         raise BtcbotError(f"{request.address} can't be followed: only a terminal can (twin://, https://host:8443 or mt5://).")
     by_kind = {"ccxt": ingest_exchange, "synthetic": ingest_synthetic, "file": ingest_files}
