@@ -63,7 +63,7 @@ lab: $(VENV)/.base
 	@exec $(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/tutorials
 
 # Every check, in the order of continuous integration. Slow: the notebooks with the JIT on (they compile the kernels), the same in plain Python
-# under coverage, and the wheel in an empty environment (it downloads the base set).
+# under coverage (but for those that export nothing), and the wheel in an empty environment (it downloads the base set).
 
 test: $(VENV)/.dev
 	@echo "== 1/6 Notebooks are clean"
@@ -82,7 +82,8 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -m jit --durations=5 tests
 	@echo "== 5/6 Notebooks, jobs and tests in plain Python, under coverage"
 	@$(BIN)/coverage erase
-	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -m "not jit" --durations=10 nbs papermill_jobs tests
+	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -m "not jit" --durations=10 \
+		--ignore=nbs/tutorials --ignore=nbs/index.ipynb nbs papermill_jobs tests
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 	@echo "== 6/6 The wheel in an empty environment"

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,27 @@ def test_ctrl_c_ends_quietly() -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.jit
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals, which Windows doesn't have")
+def test_following_ends_cleanly(home: Path) -> None:
+    """SIGTERM ends `ingest --follow` with exit code 0; what came is stored, and the next run has nothing to fetch again."""
+    url = "twin://?seed=3&from=2024-01-02&to=2024-01-04&start=2024-01-03T12:01"
+    arguments = [*COMMAND, "ingest", "--source", url, "--since", "2024-01-02"]
+    process = subprocess.Popen([*arguments, "--follow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store = home / "store"
+    for _ in range(600):
+        if list(store.glob("*/*/*/2024-01.parquet")):
+            break
+        time.sleep(0.1)
+    time.sleep(1.0)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in errors) == (0, False), errors
+    assert time.monotonic() - began < 3
+    assert "rows added" in out
+    again = run(*arguments)
+    assert "Twin-Crypto / BTCUSD / M1: 0 rows added, 0 revised" in again.stdout, again.stdout + again.stderr
+    assert "ok   store" in run(*COMMAND, "store", "check").stdout

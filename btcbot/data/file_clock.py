@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..market.bars import time_ms
-from ..market.clock import ServerClock, _readings, format_utc, offset_ms, server_clock, to_server, to_utc
+from ..market.clock import ServerClock, format_utc, offset_ms, readings, server_clock, to_server, to_utc
 from ..market.inference import ClockInference
 
 # %% ../../nbs/34_data.file_clock.ipynb #bab5becd
@@ -157,7 +157,7 @@ def convert(
             wanted &= server >= to_server(clock, start)
         if end is not None:
             wanted &= server < to_server(clock, end - 1) + 1
-    early, late = _readings(clock, server)
+    early, late = readings(clock, server)
     twice, never = wanted & (early < late), wanted & (early > late)
     kept = wanted & (early == late)
     utc = np.zeros(len(server), np.int64)
