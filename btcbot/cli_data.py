@@ -296,6 +296,7 @@ def clean(
     out: Annotated[Path | None, typer.Option(help="Write the kept rows: .parquet, .csv or .csv.gz.", show_default=False)] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report, a page with plots.", show_default=False)] = None,
     metrics: Annotated[Path | None, typer.Option(help="Write the counts as JSON.", show_default=False)] = None,
+    months: Annotated[Path | None, typer.Option(help="Write what is missing and set aside by month, as CSV.", show_default=False)] = None,
 ) -> None:
     "Judge bars or ticks, each from its past alone; nothing that is stored changes."
     prepared()
@@ -313,8 +314,8 @@ def clean(
             key = one_series(open_store, source, symbol, timeframe)
             rows, title = open_store.read(*key, start, end), str(key)
     if "bid" in rows.columns:
-        if report:
-            raise BtcbotError(f"{title} are ticks: the page is made for bars; leave --report out and read the table.")
+        if report or months:
+            raise BtcbotError(f"{title} are ticks: --report and --months are made for bars; leave them out and read the table.")
         ticks = TickCleaner().clean(rows)
         verdicts, kept = ticks.report(), ticks.ticks
     else:
@@ -322,6 +323,8 @@ def clean(
         verdicts, kept = bars.report(), bars.bars
         if report:
             _whole(report, bars.save)
+        if months:
+            write_table(bars.by_month(), months)
     typer.echo(verdicts.to_string())
     if out:
         write_table(kept, out)

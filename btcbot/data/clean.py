@@ -92,6 +92,14 @@ class CleanBars:
         table = pd.DataFrame.from_dict(rows, orient="index", columns=["bars", "share", "first", "last"])
         return table.set_axis(pd.MultiIndex.from_tuples(list(rows), names=["action", "reason"]))
 
+    def by_month(self) -> pd.DataFrame:
+        "Return for each month the share of missing bars by kind, in per cent, and the number of bars set aside."
+        months, shares = _months(self) if len(self.bars) else ([], dict.fromkeys(KINDS, np.empty(0)))
+        table = pd.DataFrame(shares, index=pd.Index(months, name="month", dtype="str"))
+        aside = time_ms(pd.DatetimeIndex(self.quarantined.index)).view("M8[ms]").astype("M8[M]").astype("str")
+        names, counts = np.unique(aside, return_counts=True)
+        return table.assign(**{"set aside": pd.Series(counts, names).reindex(table.index, fill_value=0)})
+
     def html(self) -> str:
         "Return the report as a page that needs nothing else."
         return clean_page(self)
