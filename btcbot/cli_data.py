@@ -325,7 +325,7 @@ def clean(
             _whole(report, bars.save)
         if months:
             write_table(bars.by_month(), months)
-    typer.echo(verdicts.to_string())
+    typer.echo(verdicts[verdicts.iloc[:, 0] > 0].to_string())
     if out:
         write_table(kept, out)
     if metrics:
