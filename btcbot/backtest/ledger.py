@@ -25,6 +25,7 @@ import pandas as pd
 
 from .backtester import Result
 from .statistics import DAYS_A_YEAR, daily_returns, expected_maximum_sharpe, probabilistic_sharpe_ratio, sharpe_ratio
+from ..core.database import open_database
 from ..core.errors import BtcbotError
 from ..market.bars import time_ms
 from ..market.clock import utc_ms
@@ -92,9 +93,8 @@ def _trial(
     return replace(trial, hash=_entry_hash(trial))
 
 # %% ../../nbs/52_backtest.ledger.ipynb #da7fa05b
-_FORMAT: Final = 1
 _COLUMNS: Final = tuple(field.name for field in fields(Trial))
-_SCHEMA: Final = (
+_STEPS: Final = ((
     """CREATE TABLE trials (
         id INTEGER PRIMARY KEY, recorded_ms INTEGER NOT NULL, key TEXT NOT NULL UNIQUE,
         strategy TEXT NOT NULL, code_hash TEXT NOT NULL, parameters TEXT NOT NULL, timeframe TEXT NOT NULL,
@@ -110,24 +110,7 @@ _SCHEMA: Final = (
     "OR NEW.id IS NOT (SELECT coalesce(max(id), 0) + 1 FROM trials) "
     "OR NEW.previous IS NOT coalesce((SELECT hash FROM trials ORDER BY id DESC LIMIT 1), '') "
     "BEGIN SELECT RAISE(ABORT, 'a ledger entry follows the last one'); END",
-)
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
-        connection.execute(f"PRAGMA {setting}")
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version > _FORMAT:
-        raise BtcbotError(f"{path} is a ledger of format {version}, this btcbot knows {_FORMAT}: install the btcbot that wrote it.")
-    if version == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:  # another process may have been faster
-            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise BtcbotError(f"{path} is a database of another program: choose another file for the ledger.")
-            for statement in _SCHEMA:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_FORMAT}")
-        connection.execute("COMMIT")
+),)
 
 # %% ../../nbs/52_backtest.ledger.ipynb #7242675a
 def _utc_now_ms() -> int:
@@ -152,9 +135,7 @@ class TrialLedger:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30.0, isolation_level=None)) as connection:
-                _prepare(connection, self.path)
+            with closing(open_database(self.path, "ledger", _STEPS, 30.0)) as connection:
                 yield connection
         except (OSError, sqlite3.Error) as error:
             raise BtcbotError(f"The ledger {self.path} can't be used ({error}): name a ledger, in a folder that is yours.") from error

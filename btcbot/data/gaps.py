@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 import pandas as pd
 
+from ..core.database import open_database
 from ..core.errors import BtcbotError
 from .store import SeriesKey
 
@@ -78,40 +79,16 @@ def _merged(gaps: Iterable[Gap]) -> list[Gap]:
     return out
 
 # %% ../../nbs/35_data.gaps.ipynb #68d49760
-_FORMAT: Final = 1
-_SCHEMA: Final = """
-    CREATE TABLE gaps (
+_STEPS: Final = ((
+    """CREATE TABLE gaps (
         source TEXT NOT NULL, symbol TEXT NOT NULL, timeframe TEXT NOT NULL,
         begin_ms INTEGER NOT NULL, end_ms INTEGER NOT NULL CHECK (end_ms > begin_ms), expected INTEGER NOT NULL,
         reason TEXT NOT NULL, detail TEXT NOT NULL, attempts INTEGER NOT NULL, same INTEGER NOT NULL, same_since INTEGER NOT NULL,
         first_try INTEGER NOT NULL, last_try INTEGER NOT NULL, state TEXT NOT NULL CHECK (state IN ('open', 'filled', 'accepted'))
-    ) STRICT;
-    CREATE UNIQUE INDEX live_gaps ON gaps (source, symbol, timeframe, begin_ms) WHERE state <> 'filled';
-    CREATE INDEX filled_gaps ON gaps (source, symbol, timeframe, begin_ms) WHERE state = 'filled';
-"""
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-    try:
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
-            connection.execute(f"PRAGMA {setting}")
-        connection.execute("BEGIN IMMEDIATE")
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version > _FORMAT:
-            raise BtcbotError(f"{path} is a gap ledger of format {version}, this btcbot knows {_FORMAT}: install the btcbot that wrote it.")
-        if version == 0:
-            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise BtcbotError(f"{path} is a database of another program: choose another file for the gap ledger.")
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {_FORMAT}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    ) STRICT""",
+    "CREATE UNIQUE INDEX live_gaps ON gaps (source, symbol, timeframe, begin_ms) WHERE state <> 'filled'",
+    "CREATE INDEX filled_gaps ON gaps (source, symbol, timeframe, begin_ms) WHERE state = 'filled'",
+),)
 
 # %% ../../nbs/35_data.gaps.ipynb #fb333768
 # Live stretches don't overlap, so the last one that begins at or before `low` is the first that can reach into it.
@@ -143,7 +120,7 @@ class GapLedger:
         self.accept_after, self.accept_age_ms = accept_after, accept_age_ms
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         try:
-            self._connection = _open(Path(path))
+            self._connection = open_database(Path(path), "gap ledger", _STEPS)
         except (OSError, sqlite3.Error) as error:
             raise BtcbotError(f"The gap ledger {path} can't be opened ({error}): name a file in a folder that is yours.") from error
 

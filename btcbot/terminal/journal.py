@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias, cast
 
+from ..core.database import open_database
 from ..core.errors import BtcbotError
 from .contract import RETCODES, C, OrderSendResult
 
@@ -142,41 +143,17 @@ def _utc_now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 # %% ../../nbs/21_terminal.journal.ipynb #46dec459
-_FORMAT: Final = 2
-_SCHEMA: Final = """
-    CREATE TABLE orders (
-        key TEXT PRIMARY KEY, body TEXT NOT NULL, body_hash TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('intent', 'done', 'not_done', 'unknown')), result TEXT,
-        created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, attempts INTEGER NOT NULL, context TEXT NOT NULL DEFAULT ''
-    ) STRICT;
-    CREATE INDEX orders_by_state ON orders (state, created_ms);
-"""
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-    try:
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = ON"):
-            connection.execute(f"PRAGMA {setting}")
-        connection.execute("BEGIN IMMEDIATE")
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version > _FORMAT:
-            raise BtcbotError(f"{path} is a journal of format {version}, this btcbot knows {_FORMAT}: install the btcbot that wrote it.")
-        if version == 0:
-            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise BtcbotError(f"{path} is a database of another program: choose another file for the journal.")
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                connection.execute(statement)
-        if version == 1:
-            connection.execute("ALTER TABLE orders ADD COLUMN context TEXT NOT NULL DEFAULT ''")
-        if version < _FORMAT:
-            connection.execute(f"PRAGMA user_version = {_FORMAT}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+_STEPS: Final = (
+    (
+        """CREATE TABLE orders (
+            key TEXT PRIMARY KEY, body TEXT NOT NULL, body_hash TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('intent', 'done', 'not_done', 'unknown')), result TEXT,
+            created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, attempts INTEGER NOT NULL
+        ) STRICT""",
+        "CREATE INDEX orders_by_state ON orders (state, created_ms)",
+    ),
+    ("ALTER TABLE orders ADD COLUMN context TEXT NOT NULL DEFAULT ''",),
+)
 
 # %% ../../nbs/21_terminal.journal.ipynb #04b70795
 class OrderJournal:
@@ -189,7 +166,7 @@ class OrderJournal:
     ):
         self.path, self._now_ms, self._lock = path, now_ms, threading.RLock()
         try:
-            self._connection = _open(path)
+            self._connection = open_database(path, "journal", _STEPS, 5.0)
         except (OSError, sqlite3.Error) as error:
             raise BtcbotError(f"The order journal {path} can't be opened ({error}): name a file in a folder that is yours.") from error
 
