@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,6 +67,36 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _in_thread(
+    work: Callable[[], object],  # Starts a kernel
+) -> None:
+    "Do `work` in a thread of its own; an interrupt kills the processes that it has started."
+    import psutil
+
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    here = psutil.Process()
+    before = set(here.children())
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        for child in set(here.children()) - before:
+            child.kill()
+        thread.join(5)
+        raise
+    if failed:
+        raise failed[0]
+
+
 @contextmanager
 def stderr_to(
     log: Path,  # Takes what this process and its children write to stderr
@@ -108,11 +138,11 @@ def execute_job(
         with stderr_to(folder / "kernel.log") as screen:
             follower = follow_progress(events, stop, screen)
             try:
-                execute_notebook(
+                _in_thread(lambda: execute_notebook(
                     str(job_path(name)), str(folder / f"{name}.ipynb"), parameters=parameters, kernel_name="python3",
                     progress_bar=False, execution_timeout=timeout_s, cwd=str(Path.cwd()),
                     config=Config({"KernelManager": {"transport_encryption": encryption, "shutdown_wait_time": 1.0}}),
-                )
+                ))
             finally:
                 stop.set()
                 follower.join()
