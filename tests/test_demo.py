@@ -131,10 +131,7 @@ def stop_in_flight(server: psutil.Process, orders: Path) -> None:
 )
 def test_a_death_ends_all(victim: str, how: str, tmp_path: Path) -> None:
     """Kill one of the three in the live part: within 5 s none of the others is left, and the store opens."""
-    # A shell starts its background jobs with SIGINT ignored, and all their children inherit that; what is handled here is not inherited.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = subprocess.Popen([*COMMAND, *SPAN, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    signal.signal(signal.SIGINT, before)
     try:
         live_part(tmp_path)
         parts = family(command)
