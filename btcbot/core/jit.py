@@ -100,7 +100,5 @@ def kernel(
     function: Function,  # Takes arrays and scalars, returns arrays or scalars
 ) -> Function:           # The same function, compiled on first use
     "Compile `function` with numba, cached on disk, without the GIL."
-    try:
-        return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
-    except RuntimeError:  # no file to cache beside: a function typed at a prompt
-        return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
+    is_of_file = Path(function.__code__.co_filename).is_file()
+    return cast(Function, numba.njit(cache=is_of_file, nogil=True, error_model="numpy")(function))

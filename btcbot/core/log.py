@@ -25,7 +25,8 @@ from .errors import BtcbotError
 MASK: Final = "[redacted]"
 _lock = threading.Lock()
 _secrets: set[str] = set()
-_pattern: re.Pattern[str] | None = None
+_SHAPE: Final = r"\bbt[sgm]_[A-Za-z0-9_-]{43}"
+_pattern = re.compile(_SHAPE)
 
 def register_secret(
     value: str,  # A token, password or key, at least 8 characters
@@ -37,14 +38,14 @@ def register_secret(
     with _lock:
         _secrets.update((value, quote(value, safe=""), json.dumps(value)[1:-1], repr(value)[1:-1]))
         # The longest first: a secret that another one starts with must not leave the rest of the other standing.
-        _pattern = re.compile("|".join(re.escape(secret) for secret in sorted(_secrets, key=len, reverse=True)))
+        _pattern = re.compile("|".join([*(re.escape(secret) for secret in sorted(_secrets, key=len, reverse=True)), _SHAPE]))
 
 # %% ../../nbs/01_core.log.ipynb #b0de49b7
 def redact(
     text: str,  # Anything that leaves the process
 ) -> str:       # The same, with a mask for each registered secret
     "Black out the registered secrets in `text`."
-    return text if _pattern is None else _pattern.sub(MASK, text)
+    return _pattern.sub(MASK, text)
 
 # %% ../../nbs/01_core.log.ipynb #31ff348c
 class RedactingFormatter(logging.Formatter):
