@@ -11,8 +11,10 @@ import pytest
 
 from btcbot.backtest.backtester import Backtester
 from btcbot.data.files import read_bars
+from btcbot.market.bars import time_ms
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES
+from btcbot.market.sessions import in_sessions
 from btcbot.market.synthetic import synthetic_bars
 from btcbot.strategies.rules import make_strategy
 from btcbot.terminal.journal import OrderJournal
@@ -29,13 +31,15 @@ STRATEGIES = {
 
 def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: str, folder: Path) -> Counter[str]:
     """Trade and backtest; return how often each thing was compared."""
-    profile = replace(PROFILES[profile_name], deposit=100_000.0)
+    profile = replace(PROFILES[profile_name], deposit=1_000_000.0 if "mini" in profile_name else 100_000.0)  # its least volume is 0.1 BTC
+    bars = bars.assign(**bars[["open", "high", "low", "close"]].round(profile.symbol.digits))  # as they are stored on ingestion
     strategy = make_strategy(strategy_name, **STRATEGIES[strategy_name])
     twin = Twin(bars, profile, start=start)
     twin.initialize()
     with OrderJournal(folder / f"{strategy_name}-{profile_name}.sqlite") as journal:
         trader = Trader(twin, strategy, profile, twin.clock, journal)
-        trader.warm_up(bars[bars.index < pd.Timestamp(start, tz="UTC")])
+        is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), 60_000)
+        trader.warm_up(bars[is_open & (bars.index < pd.Timestamp(start, tz="UTC"))])
         record = trader.run()
         counts = journal.count_by_outcome()
     live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)

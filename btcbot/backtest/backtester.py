@@ -19,21 +19,10 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.progress import progress
 from ..engine import account as engine
-from btcbot.engine.account import (
-    ASK,
-    BID,
-    N_DEALS,
-    N_POSITION,
-    N_POSITIONS,
-    NOW,
-    bar_open_nb,
-    bar_rest_nb,
-    close_nb,
-    equity_nb,
-    modify_nb,
-    open_nb,
-    used_margin_nb,
-)
+from ..engine.account import ASK, BID, N_DEALS, N_POSITION, N_POSITIONS, NOW, equity_nb, used_margin_nb
+from ..engine.bars import bar_open_nb, bar_rest_nb
+from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
+from ..engine.deals import close_nb, modify_nb, open_nb
 from btcbot.engine.risk import (
     CHANGE_STOPS,
     CLOSE,
@@ -54,6 +43,7 @@ from btcbot.engine.risk import (
 from ..market.bars import BAR_OPEN, BAR_SPREAD, bar_block, check_bars, content_hash, point_bars, time_ms, timeframe_ms
 from ..market.clock import midnight_weekdays, midnights, server_clock, to_server, utc_ms
 from ..market.profile import BrokerProfile
+from ..market.sessions import in_sessions
 from ..strategies.base import SignalStream, Strategy
 
 # %% ../../nbs/51_backtest.backtester.ipynb #a9245f8a
@@ -111,9 +101,9 @@ def deal_frame(
     profile: BrokerProfile,   # Conditions of the account
 ) -> pd.DataFrame:            # Columns `DEAL_COLUMNS`: time UTC, lots, price, money in the account currency
     "Return deals in MT5's units, with what the spread and the slippage of each cost."
-    symbol, params = profile.symbol, engine.account_params(profile)
+    symbol, params = profile.symbol, account_params(profile)
     side, price, quote, reason = (deals[:, c] for c in (engine.DEAL_SIDE, engine.PRICE, engine.QUOTE, engine.REASON))
-    cents = deals[:, engine.DEAL_VOLUME] * params[engine.VALUE_NUM] / params[engine.VALUE_DEN] / 100
+    cents = deals[:, engine.DEAL_VOLUME] * params[VALUE_NUM] / params[VALUE_DEN] / 100
     data = {
         "time": pd.DatetimeIndex(deals[:, engine.DEAL_TIME].copy().view("M8[ms]"), tz="UTC"),
         "side": np.where(side > 0, "buy", "sell"),
@@ -206,14 +196,13 @@ class Backtester:
         trade_from: int | str | None = None,  # First moment of trading, UTC; older bars only warm the strategy up (default: all trade)
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
-        bars = check_bars(bars)
-        block = bar_block(bars)
-        times, length = time_ms(bars.index), timeframe_ms(timeframe)
+        received, clock, length = check_bars(bars), server_clock(self.profile.clock), timeframe_ms(timeframe)
+        bars = received[in_sessions(self.profile.symbol.sessions, clock, time_ms(received.index), length)]
+        block, times = bar_block(bars), time_ms(bars.index)
         first = 0 if trade_from is None else int(np.searchsorted(times, utc_ms(trade_from)))
         if first >= len(block):
-            raise BtcbotError(f"{len(block)} bars and none at or after {trade_from}: nothing to trade on.")
+            raise BtcbotError(f"{len(block)} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
         points = point_bars(block, self.profile.symbol.digits)
-        clock = server_clock(self.profile.clock)
         nights = midnights(clock, int(times[0]), int(times[-1]) + length)
         days_of_swap = np.array(self.profile.symbol.swap_days)[midnight_weekdays(clock, nights)]
         rollovers = np.column_stack([nights, days_of_swap]).astype(np.int64)
@@ -246,5 +235,5 @@ class Backtester:
             pd.Series(equity[first:] / 100, index=bars.index[first:], name="equity"), low[first:] / 100,
             float((is_open[first:] > 0).mean()), risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
-            float((used > column[:, 1]).mean()) if len(deals) else 0.0, content_hash(bars),
+            float((used > column[:, 1]).mean()) if len(deals) else 0.0, content_hash(received),
         )
