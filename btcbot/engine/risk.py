@@ -21,7 +21,10 @@ import numpy as np
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from btcbot.engine.account import (
+from .account import N_POSITION, POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET, TIME_OPEN
+from .account import SL as POSITION_SL
+from .account import TP as POSITION_TP
+from btcbot.engine.conditions import (
     COMMISSION_ENTRY,
     COMMISSION_EXIT,
     COMMISSION_RATE_DEN,
@@ -30,15 +33,11 @@ from btcbot.engine.account import (
     COMMISSION_STEP_NUM,
     FREEZE_LEVEL,
     MARGIN_DEN,
+    MARGIN_IS_FIXED,
     MARGIN_NUM,
-    N_POSITION,
-    POSITION_VOLUME,
-    PRICE_OPEN,
-    SIDE,
+    MARGIN_SHORT_NUM,
     SLIPPAGE_PPM,
     STOPS_LEVEL,
-    TICKET,
-    TIME_OPEN,
     VALUE_DEN,
     VALUE_NUM,
     VOLUME_MAX,
@@ -48,8 +47,6 @@ from btcbot.engine.account import (
     slipped_nb,
     spread_nb,
 )
-from .account import SL as POSITION_SL
-from .account import TP as POSITION_TP
 from ..market.bars import BAR_HIGH, BAR_LOW, BAR_OPEN, BAR_SPREAD, BAR_TIME
 from ..market.profile import BrokerProfile
 
@@ -88,8 +85,10 @@ MAX_INTENTS: Final = 3
 
 # %% ../../nbs/11_engine.risk.ipynb #0ca0b5c6
 @kernel
-def entry_volume_nb(params: I8, limits: F8, rule: float, size: float, entry: int, sl: int, equity: int, free_margin: int) -> int:
-    "Volume in steps of an entry filled at `entry` points with its stop at `sl` (0 for none); 0 is no entry."
+def entry_volume_nb(
+    params: I8, limits: F8, side: int, rule: float, size: float, entry: int, sl: int, equity: int, free_margin: int,
+) -> int:
+    "Volume in steps of an entry of `side` filled at `entry` points with its stop at `sl` (0 for none); 0 is no entry."
     if rule == SIZE_LOTS:
         steps = np.floor(size / limits[LOT_STEP] + 1e-9)
     else:
@@ -100,7 +99,10 @@ def entry_volume_nb(params: I8, limits: F8, rule: float, size: float, entry: int
         loss += commission * (params[COMMISSION_ENTRY] + params[COMMISSION_EXIT])
         steps = np.floor(equity * size / loss)
     steps = min(steps, limits[LIMIT_STEPS], float(params[VOLUME_MAX]))
-    steps = min(steps, np.floor(free_margin / (entry * params[MARGIN_NUM] / params[MARGIN_DEN])))
+    rate = params[MARGIN_NUM] if side > 0 else params[MARGIN_SHORT_NUM]
+    margin = (1 if params[MARGIN_IS_FIXED] else entry) * rate / params[MARGIN_DEN]
+    if margin > 0:
+        steps = min(steps, np.floor(free_margin / margin))
     return int(steps) if steps >= params[VOLUME_MIN] else 0
 
 # %% ../../nbs/11_engine.risk.ipynb #3d500a60
@@ -175,7 +177,7 @@ def decide_nb(
         if closes:
             out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE] = CLOSE, position[TICKET], -side
             out[0, INTENT_VOLUME], out[0, INTENT_SL], out[0, INTENT_TP] = position[POSITION_VOLUME], 0, 0
-            n, used_margin = 1, used_margin - margin_nb(params, position[POSITION_VOLUME], position[PRICE_OPEN])
+            n, used_margin = 1, used_margin - margin_nb(params, side, position[POSITION_VOLUME], position[PRICE_OPEN])
         else:
             new_sl, new_tp = sl, tp
             if is_new:  # the same side again: its stop and target are taken over, the stop only if that is tighter
@@ -204,7 +206,7 @@ def decide_nb(
     volume = 0
     if refused < 0:
         entry = slipped_nb(params, wanted, quote)
-        volume = entry_volume_nb(params, limits, target[SIZE_RULE], target[SIZE], entry, sl, equity, equity - used_margin)
+        volume = entry_volume_nb(params, limits, wanted, target[SIZE_RULE], target[SIZE], entry, sl, equity, equity - used_margin)
         refused = REFUSED_SIZE if volume == 0 else -1
     if refused >= 0:
         state[refused] += 1
