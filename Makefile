@@ -13,7 +13,7 @@ PACKAGE := settings.ini setup.py pyproject.toml btcbot/__init__.py
 UNCHANGED := $(BIN)/python tests/check_unchanged.py
 # An environment that was moved, or whose interpreter is gone, is set up again.
 ifneq ($(shell $(BIN)/python -c 'print("runs")' 2>/dev/null):$(shell cat $(VENV)/.made 2>/dev/null),runs:$(CURDIR))
-STALE := $(shell rm -f $(VENV)/.base $(VENV)/.dev)
+STALE := $(shell rm -f $(VENV)/.base $(VENV)/.dev $(VENV)/.external)
 .PHONY: $(VENV)/.made
 endif
 
@@ -49,6 +49,12 @@ $(VENV)/.dev: $(VENV)/.base requirements/dev.txt
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
+# Programs that others wrote for the MetaTrader5 package, run unmodified by the tests; in a folder of their own, without what they require.
+$(VENV)/.external: $(VENV)/.dev requirements/external.txt
+	@rm -rf $(VENV)/external
+	@$(BIN)/uv pip install -q --no-deps --require-hashes --target $(VENV)/external -r requirements/external.txt
+	@touch $@
+
 # What a user runs.
 
 setup: $(VENV)/.base
@@ -65,7 +71,7 @@ lab: $(VENV)/.base
 # Every check, in the order of continuous integration. Slow: the notebooks with the JIT on (they compile the kernels), the same in plain Python
 # under coverage (but for those that export nothing), and the wheel in an empty environment (it downloads the base set).
 
-test: $(VENV)/.dev
+test: $(VENV)/.external
 	@echo "== 1/6 Notebooks are clean"
 	@$(UNCHANGED) $(BIN)/nbdev-clean
 	@$(UNCHANGED) $(BIN)/nbdev-clean --fname papermill_jobs
@@ -94,7 +100,7 @@ test: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
-parity: $(VENV)/.dev
+parity: $(VENV)/.external
 	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -m parity --durations=10 tests
 
 # What a contributor runs.

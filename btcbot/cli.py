@@ -18,6 +18,7 @@ import typer
 
 from . import __version__
 from .cli_data import clean, data_app, ingest, prepared, store_app
+from .cli_terminal import terminal_app
 from .core.errors import BtcbotError
 
 # %% ../nbs/91_cli.ipynb #538d5802
@@ -43,6 +44,7 @@ app.command()(ingest)
 app.command()(clean)
 app.add_typer(store_app, name="store")
 app.add_typer(data_app, name="data")
+app.add_typer(terminal_app, name="terminal")
 
 # %% ../nbs/91_cli.ipynb #84737b90
 @app.command()

@@ -10,12 +10,13 @@ __all__ = ['VERSION', 'AUTHOR', 'CONSTANTS', 'UNEXPORTED', 'C', 'MQL', 'TIMEFRAM
            'timeframe_name', 'timeframe_ms', 'StructSequence', 'TerminalInfo', 'AccountInfo', 'SymbolInfo', 'Tick',
            'BookInfo', 'TradeOrder', 'TradePosition', 'TradeDeal', 'TradeRequest', 'OrderCheckResult',
            'OrderSendResult', 'group_matches', 'utf16_units', 'date_seconds', 'InvalidArgument', 'exception_set',
-           'request_from', 'BuiltinFunction', 'Terminal']
+           'checked_request', 'request_from', 'BuiltinFunction', 'Terminal']
 
 # %% ../../nbs/20_terminal.contract.ipynb #621398e6
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from operator import itemgetter
+from types import BuiltinFunctionType
 from typing import ClassVar, Generic, Literal, NoReturn, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -649,21 +650,28 @@ Date: TypeAlias = int | float | datetime
 def date_seconds(
     value: object,  # Seconds, or a `datetime`
 ) -> int:           # Whole seconds, signed 32 bit
-    "Convert a date argument as the package does: `TypeError` for a wrong type, `OverflowError` beyond 32 bits."
+    "Convert a date argument as the package does: `TypeError` for a wrong type, `OverflowError` for an `int` beyond 32 bits."
+    if isinstance(value, int):
+        if not -2**31 <= value < 2**31:
+            raise OverflowError("Python int too large to convert to C long")
+        return int(value)
     if isinstance(value, datetime):
-        try:
-            value = value.timestamp()
-        except (OSError, ValueError) as error:  # a naive date of the year 1 has no local time
-            raise OverflowError(f"timestamp out of range: {value}") from error
-    if not isinstance(value, int | float):
+        value = value.timestamp()  # of a naive date of the year 1, it raises
+    if not isinstance(value, float):
         raise TypeError(f"a date must be int, float or datetime, not {type(value).__name__}")
-    if not -2**31 - 1 < value < 2**31:  # NaN is not in between
-        raise OverflowError(f"date does not fit into signed 32 bit: {value}")
-    return int(value)
+    return int(value) if -2**31 - 1 < value < 2**31 else -2**31  # NaN is not in between
 
 # %% ../../nbs/20_terminal.contract.ipynb #b98a5eed
 class InvalidArgument(ValueError):
     "An argument the package refuses with -2; the text is what `last_error` says."
+
+    def __init__(
+        self,
+        text: str,                          # For `last_error`
+        pending: Exception | None = None,   # Python's own error behind it: then the caller sees a `SystemError`
+    ):
+        super().__init__(text)
+        self.pending = pending
 
 # %% ../../nbs/20_terminal.contract.ipynb #c4f191b5
 def exception_set(
@@ -684,10 +692,16 @@ _RANGES = {
     "position": _UNSIGNED_64, "position_by": _UNSIGNED_64,
 }
 
-def _request_field(name: str, value: object, function: str) -> int | float | str:
+def _too_wide(value: int, low: int, high: int) -> OverflowError:
+    if value < 0 <= low:
+        return OverflowError(f"can't convert negative {'value' if high < 2**63 else 'int'} to unsigned{' int' if high < 2**63 else ''}")
+    return OverflowError("Python int too large to convert to C unsigned long" if high < 2**63 - 1 else "int too big to convert")
+
+def _request_field(name: str, value: object) -> int | float | str:
+    pending = None
     if name in ("symbol", "comment"):
         if isinstance(value, str) and utf16_units(value) <= TEXT_LIMITS[name]:
-            return str.__str__(value)
+            return str.__str__(value).partition("\0")[0]
     elif name not in _RANGES:
         if isinstance(value, float):
             return float(value)
@@ -695,21 +709,32 @@ def _request_field(name: str, value: object, function: str) -> int | float | str
         low, high = _RANGES[name]
         if low <= value <= high:
             return int(value)
-        unsigned = low == 0 and value < 0
-        raise exception_set(function, OverflowError("can't convert negative int to unsigned" if unsigned else "int too big to convert"))
-    raise InvalidArgument(f'Invalid "{name}" argument')
+        pending = _too_wide(value, low, high)
+    raise InvalidArgument(f'Invalid "{name}" argument', pending)
 
 # %% ../../nbs/20_terminal.contract.ipynb #118e421f
-def request_from(
+def checked_request(
     fields: Mapping[str, object],  # The request as the caller wrote it
-    function: str = "order_send",  # The function to name in a `SystemError`
 ) -> TradeRequest:                 # All 17 fields, in plain Python types
     "Check `fields` as the package does before it sends anything."
     def value(name: str) -> int | float | str:
         if name in fields:
-            return _request_field(name, fields[name], function)
+            return _request_field(name, fields[name])
         return "" if name in ("symbol", "comment") else 0 if name in _RANGES else 0.0
     return TradeRequest(value(name) for name in TradeRequest.__match_args__)
+
+
+def request_from(
+    fields: Mapping[str, object],  # The request as the caller wrote it
+    function: str = "order_send",  # The function to name in a `SystemError`
+) -> TradeRequest:                 # All 17 fields, in plain Python types
+    "Check `fields`, and raise what the package's caller would see raised."
+    try:
+        return checked_request(fields)
+    except InvalidArgument as error:
+        if error.pending is None:
+            raise
+        raise exception_set(function, error.pending) from error.pending
 
 # %% ../../nbs/20_terminal.contract.ipynb #bb3f54b7
 Convention: TypeAlias = Literal["noargs", "positional", "keywords"]
@@ -732,7 +757,7 @@ _Result = TypeVar("_Result")
 class BuiltinFunction(Generic[_Parameters, _Result]):
     "Call `call` by the rules of the package's `convention`, without binding `self` in a class."
 
-    __module__ = "MetaTrader5"
+    __module__ = "MetaTrader5._core"  # where the package's functions come from
 
     def __init__(
         self,
@@ -754,6 +779,11 @@ class BuiltinFunction(Generic[_Parameters, _Result]):
 
     def __repr__(self) -> str:
         return f"<built-in function {self.__name__}>"
+
+    def _shown_class(self) -> type[BuiltinFunctionType]:
+        return BuiltinFunctionType
+
+    __class__ = cast("type[BuiltinFunction[_Parameters, _Result]]", property(_shown_class))  # for `inspect.isbuiltin`
 
 # %% ../../nbs/20_terminal.contract.ipynb #47673a3d
 Rows: TypeAlias = NDArray[np.void]
