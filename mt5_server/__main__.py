@@ -7,22 +7,22 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from btcbot import __version__
 from btcbot.core.errors import BtcbotError
-from btcbot.core.log import configure_logging, register_secret
-from btcbot.market.clock import server_clock
-from btcbot.terminal.connect import connect
-from btcbot.terminal.contract import Terminal
-from btcbot.terminal.journal import OrderJournal
-from mt5_server.app import create_app
-from mt5_server.auth import hash_token
 from mt5_server.config import Config, parse, read_token
-from mt5_server.server import RunningServer, check_transport, listen
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+    from mt5_server.server import RunningServer
+
+LOCK_S = 2.0  # how long a server before this one may still take to end
 GRACE_S = 0.7  # how long a call may still run when the parent process is gone
+COMMANDS = ("user", "grant", "token")
 
 
 def stop_with_parent(stopping: threading.Event) -> None:
@@ -43,20 +43,36 @@ def stop_with_parent(stopping: threading.Event) -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-def open_terminal(config: Config) -> tuple[Terminal, str | None]:
-    """Return the connected terminal and the rule of its clock."""
-    terminal = connect(config.terminal)
-    if not terminal.initialize():
-        code, text = terminal.last_error()
+def check_token(config: Config, token: str | None, is_simulated: bool) -> None:
+    """Refuse a token that may do everything where money or the network is in reach."""
+    from btcbot.terminal.wire import is_loopback
+
+    if token is None:
+        return
+    if not is_simulated:
         raise BtcbotError(
-            f"The terminal {config.terminal} doesn't answer ({code}: {text}): start it, log in, and allow algorithmic trading."
+            "A real terminal isn't served to whoever holds a token: leave out --token-stdin and BTCBOT_SERVER_TOKEN, add a person with "
+            "mt5-server user add NAME, and give bots a grant (mt5-server grant issue)."
         )
-    profile = getattr(terminal, "profile", None)
-    rule = config.clock if profile is None else str(profile.clock)
-    return terminal, None if rule is None else server_clock(rule).rule
+    if not is_loopback(config.host):
+        raise BtcbotError(
+            f"A token that may do everything isn't for the network: listen on 127.0.0.1 instead of {config.host}, or add people."
+        )
 
 
-def serve_until(stopping: threading.Event, server: RunningServer) -> None:
+def only_one(journal: Path) -> "FileLock":
+    """Return the lock on a journal: two servers on one would hand out the same epochs. It goes with the process, however that ends."""
+    from filelock import FileLock, Timeout
+
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{journal}.lock")
+    try:
+        return lock.acquire(timeout=LOCK_S).lock
+    except Timeout:
+        raise BtcbotError(f"Another server uses the journal {journal}: stop it, or give this one a --journal of its own.") from None
+
+
+def serve_until(stopping: threading.Event, server: "RunningServer") -> None:
     """Serve until `stopping` is set, SIGTERM or Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -68,33 +84,66 @@ def serve_until(stopping: threading.Event, server: RunningServer) -> None:
     thread.start()
     while thread.is_alive() and not stopping.wait(0.2):  # Windows delivers no signal to an endless wait
         pass
-    server.stop()
-    thread.join()
 
 
 def run(config: Config) -> None:
     """Serve one terminal from start to stop."""
-    check_transport(config.host, config.certificate, config.key)
+    from btcbot import __version__
+    from btcbot.core.log import configure_logging, register_secret
+    from btcbot.terminal.journal import OrderJournal
+    from mt5_server.app import create_app
+    from mt5_server.assembly import Background, assemble
+    from mt5_server.auth import Auth, AuthSettings, hash_token
+    from mt5_server.gate import Gate
+    from mt5_server.guard import read_settings
+    from mt5_server.server import check_transport, listen
+
+    check_transport(config.host, config.tls_cert, config.tls_key)
     stopping = threading.Event()
     token = read_token(config)
     if config.is_token_on_stdin:
         stop_with_parent(stopping)
-    token_hash = hash_token(token)
-    register_secret(token)
-    configure_logging(config.log_level)
-    with OrderJournal(config.journal) as journal:
-        terminal, rule = open_terminal(config)
-        app = create_app(terminal, token_hash, journal, rule)
-        server, url = listen(app, config.host, config.port, config.certificate, config.key)
+    if token is not None:
+        hash_token(token)
+        register_secret(token)
+    configure_logging(config.log_level, config.log_file)
+    is_attached = config.terminal.startswith("worker:")
+    if not is_attached:
+        check_token(config, token, config.is_simulated)
+    chosen = None if config.guard is None else read_settings(config.guard)
+    settings = AuthSettings(folder=None if token else config.folder, vault_key=config.vault_key, origins=config.origins)
+    with ExitStack() as stack:
+        stack.callback(only_one(config.journal).release)
+        journal = stack.enter_context(OrderJournal(config.journal))
+        auth = stack.enter_context(Auth.open(settings, token))
+        if token is None and not auth.has_people:
+            raise BtcbotError(
+                f"Nobody could log in: add a person with mt5-server user add NAME --folder {config.folder}. A simulated terminal on this "
+                "machine also takes a token, from --token-stdin or the environment variable BTCBOT_SERVER_TOKEN."
+            )
+        gate = Gate.open(config.terminal, config.clock, config.call_timeout_s, config.log_level)
+        stack.callback(gate.close)
+        if is_attached:
+            check_token(config, token, gate.is_simulated)
+        beside = config.journal.with_name(f"{config.journal.stem}-guard.sqlite3")
+        parts = assemble(gate, auth, journal, beside, guard_settings=chosen, streams=config.streams)
+        server, url = listen(create_app(parts), config.host, config.port, config.tls_cert, config.tls_key, streams=config.streams)
+        stack.enter_context(Background(parts))
         print(json.dumps({"url": url, "pid": os.getpid(), "version": __version__}), flush=True)
         serve_until(stopping, server)
-        terminal.shutdown()
+        parts.hub.close()
+        server.stop()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        run(parse(arguments))
+        if given and given[0] in COMMANDS:
+            from mt5_server import auth_cli
+
+            return auth_cli.main(given)
+        run(parse(given))
     except BtcbotError as error:
         print(f"mt5-server: {error}", file=sys.stderr)
         return 2

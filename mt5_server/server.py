@@ -1,12 +1,15 @@
 """The web server around the app: cheroot.
 
 It is made for production, speaks TLS by itself, runs on Windows and needs no compiler, which together rules out the others:
-waitress has no TLS, gunicorn and uWSGI no Windows, and Flask's own server is for development. Four threads are enough, since the
-terminal answers one call at a time anyway; the others are there for `/health` and for refusing what is wrong. Connections stay
-open between requests, with Nagle's algorithm off (cheroot's default): otherwise a small answer waits 40 ms for an acknowledgement.
+waitress has no TLS, gunicorn and uWSGI no Windows, and Flask's own server is for development. The terminal answers one call
+at a time anyway: threads are there so that who waits for it keeps nobody else waiting. The app lets no more than `app.IN_FLIGHT`
+requests wait, the rest of the threads is for `/health`, for signing in, and for refusing what is wrong. Each stream takes a thread
+for as long as it lasts, so those come on top. Connections stay open between requests, with Nagle's algorithm off (cheroot's
+default): otherwise a small answer waits 40 ms for an acknowledgement.
 """
 
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,8 @@ from btcbot.core.errors import BtcbotError
 from btcbot.terminal.wire import is_loopback
 
 _log = logging.getLogger(__name__)
-THREADS = 4
+THREADS = 32
+PIECE = 1 << 18  # bytes
 
 
 class RunningServer(Protocol):
@@ -48,8 +52,37 @@ class _Request(HTTPRequest):
         return not self.chunked_read
 
 
+class _Writer:
+    """What an answer is written to: the socket itself, because cheroot's own copies the rest again after each part that was taken.
+
+    A client that takes nothing of a piece for as long as the server's time limit is dropped.
+    """
+
+    def __init__(self, sock: socket.socket):
+        self._sock = sock
+        self.bytes_written = 0
+
+    def write(self, data: bytes) -> int:
+        """Send all of `data`."""
+        view = memoryview(data)
+        for place in range(0, len(data), PIECE):
+            self._sock.sendall(view[place : place + PIECE])
+        self.bytes_written += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+    def close(self) -> None:
+        """Do nothing: the connection closes its socket."""
+
+
 class _Connection(HTTPConnection):
     RequestHandlerClass = _Request
+
+    def __init__(self, server: Server, sock: socket.socket, makefile: Callable[..., object]):
+        super().__init__(server, sock, makefile)
+        self.wfile = _Writer(sock)
 
 
 class _Server(Server):
@@ -70,10 +103,12 @@ def check_transport(host: str, certificate: Path | None, key: Path | None) -> No
         raise BtcbotError(f"Plain HTTP on {host} would show the token to the network: give --tls-cert and --tls-key, or --host 127.0.0.1.")
 
 
-def listen(app: Flask, host: str, port: int, certificate: Path | None = None, key: Path | None = None) -> tuple[RunningServer, str]:
+def listen(
+    app: Flask, host: str, port: int, certificate: Path | None = None, key: Path | None = None, *, streams: int = 0
+) -> tuple[RunningServer, str]:
     """Open `port` (0: any that is free) and return the server and its URL."""
     check_transport(host, certificate, key)
-    server = _Server((host.strip("[]"), port), app, numthreads=THREADS, server_name="mt5-server")
+    server = _Server((host.strip("[]"), port), app, numthreads=THREADS + streams, server_name="mt5-server")
     server.expiration_interval = 0.1  # s; also how long `stop` may take to be noticed
     server.max_request_header_size = 1 << 14
     try:

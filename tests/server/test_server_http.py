@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from conftest import serving
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from fake_terminal import ORDER, TOKEN, FakeTwin
 
 from btcbot.core.errors import BtcbotError, TerminalUnreachable
+from btcbot.terminal.contract import request_from
 from btcbot.terminal.journal import OrderJournal, order_key
 from btcbot.terminal.remote import RemoteTerminal, SendOutcome
 from mt5_server.server import check_transport, listen
@@ -181,15 +183,44 @@ def test_a_call_that_takes_too_long_is_not_repeated(serve: Serve, terminal: Fake
     assert len(asked) == 1
 
 
+def test_many_who_wait_for_the_terminal_keep_nobody_else_waiting(serve: Serve, terminal: FakeTwin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mt5_server.app.IN_FLIGHT", 5)
+    finish, statuses = threading.Event(), list[int]()
+    terminal.symbols_total = lambda: finish.wait(20) and 1
+    url, headers = serve(terminal), {"Authorization": f"Bearer {TOKEN}"}
+
+    def work() -> None:
+        body = {"calls": [["symbols_total"]]}
+        statuses.append(requests.post(f"{url}/v1/call", json=body, headers=headers, timeout=30).status_code)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(statuses) < 3 and time.monotonic() < deadline:
+        began = time.monotonic()
+        assert requests.get(f"{url}/health", timeout=5).status_code == 200
+        assert time.monotonic() - began < 1
+    assert statuses == [503] * 3
+    finish.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200] * 5 + [503] * 3
+    work()
+    assert statuses[-1] == 200
+
+
 # ---- one key, many senders
 
 
 def test_two_clients_with_one_key(serve: Serve, terminal: FakeTwin) -> None:
     url, found, both = serve(terminal), [], threading.Barrier(2)
     terminal.before_order = lambda: time.sleep(0.05)
+    epoch = RemoteTerminal(url, TOKEN).lease()
 
     def work() -> None:
         client = RemoteTerminal(url, TOKEN)
+        client.epoch = epoch
         both.wait()
         found.append(client.send(ORDER, KEY))
 
@@ -237,7 +268,8 @@ def test_a_server_started_anew(terminal: FakeTwin, journal: OrderJournal) -> Non
 
 
 def test_an_order_left_by_a_crash_is_unknown_at_once(serve: Serve, terminal: FakeTwin, journal: OrderJournal) -> None:
-    journal.begin(KEY, dict(RemoteTerminal("http://localhost", TOKEN)._request(ORDER, {}, "order_send")))
+    journal.begin(KEY, dict(request_from(ORDER)._asdict()))
+    journal.mark_sent(KEY, None)
     url, began = serve(terminal), time.monotonic()
     assert RemoteTerminal(url, TOKEN).send(ORDER, KEY).outcome == "unknown"
     assert time.monotonic() - began < 5
