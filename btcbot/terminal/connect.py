@@ -12,16 +12,17 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core.config import SERVER_VARIABLE
+from ..core.config import KEY_VARIABLE, SERVER_VARIABLE
 from ..core.errors import BtcbotError
 from .contract import Terminal
 
 # %% ../../nbs/25_terminal.connect.ipynb #9955a4ba
 def connect(
     url: str,                       # twin://, https://, http:// (this machine only) or mt5://
-    token: str | None = None,       # Of the server (default: from `BTCBOT_SERVER_TOKEN`)
+    token: str | None = None,       # Of a person, or of a simulated server (default: from `BTCBOT_SERVER_TOKEN`)
     timeout_s: float = 10.0,        # Longest wait for one answer of a server
     ca_file: Path | None = None,    # Certificate that signed the server's
+    key_file: Path | None = None,   # Key of a bot (default: the path in `BTCBOT_SERVER_KEY`)
 ) -> Terminal:                      # Not connected yet: call `initialize`
     "Return the terminal at `url`."
     scheme = urlsplit(url).scheme
@@ -29,11 +30,16 @@ def connect(
         from btcbot.terminal.twin import twin_from_url
         return twin_from_url(url)
     if scheme in ("http", "https"):
+        from btcbot.security.keys import BotKey
         from btcbot.terminal.remote import RemoteTerminal
-        given = token if token is not None else os.environ.get(SERVER_VARIABLE, "")
-        if not given:
-            raise BtcbotError(f"The server wants a token: put it in the environment variable {SERVER_VARIABLE}.")
-        return RemoteTerminal(url, given, timeout_s, ca_file=ca_file)
+        path = key_file or os.environ.get(KEY_VARIABLE) if token is None else key_file
+        credential = BotKey.load(Path(path)) if path else token if token is not None else os.environ.get(SERVER_VARIABLE)
+        if not credential:
+            raise BtcbotError(
+                f"The server wants to know who asks: put the path of a bot's key file into the environment variable {KEY_VARIABLE}, "
+                f"or a token into {SERVER_VARIABLE}."
+            )
+        return RemoteTerminal(url, credential, timeout_s, ca_file=ca_file)
     if scheme == "mt5":
         if url != "mt5://":
             raise BtcbotError("mt5:// takes nothing after it: give the terminal's path and the account to initialize.")

@@ -10,147 +10,34 @@ __all__ = ['ServerSession', 'SendOutcome', 'RemoteTerminal']
 # %% ../../nbs/23_terminal.remote.ipynb #3a7c9df5
 import json
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, repeat
 from pathlib import Path
-from typing import Final, Literal, cast
-from urllib.parse import urlsplit
-
-import requests
-from urllib3.exceptions import NewConnectionError
+from typing import TYPE_CHECKING, Final, cast
+from urllib.parse import urlencode
 
 from .. import __version__
-from ..core.errors import BtcbotError, TerminalUnreachable
-from ..core.log import register_secret
+from ..core.errors import BtcbotError
 from ..market.clock import ServerClock, server_clock
-from btcbot.terminal.contract import (
-    ERRORS, FUNCTIONS, AccountInfo, BookInfo, BuiltinFunction, InvalidArgument, OrderCheckResult, OrderSendResult, Rows, SymbolInfo,
-    TerminalInfo, Tick, TradeDeal, TradeOrder, TradePosition, request_from,
-)
+from ..security.keys import BotKey
+from .arguments import Failure, Surface, canonical
+from .contract import ERRORS, InvalidArgument, OrderSendResult, exception_set, request_from
 from .journal import Outcome
+from .transport import BearerToken, KeyPair, Refused, Transport, Unreachable, error_of, pauses
 from btcbot.terminal.wire import (
-    API_VERSION, ARROW, BULK, READ_ONLY, Answer, Call, Json, WireError, answer_from_wire, call_to_wire, dumps, encode, is_loopback,
-    loads, rows_from_arrow,
+    API_VERSION, ARROW, BULK, READ_ONLY, Answer, Call, Json, WireError, answer_from_wire, call_to_wire, encode, loads, rows_from_arrow,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/23_terminal.remote.ipynb #27516781
-class _Unreachable(TerminalUnreachable):
-    "No answer; `is_lost` when the request may have arrived."
-
-    def __init__(self, code: int, reason: str, *, is_lost: bool):
-        super().__init__(reason)
-        self.code, self.is_lost = code, is_lost
-
-
-class _Refused(BtcbotError):
-    "An answer other than 200, with its problem document."
-
-    def __init__(self, status: int, detail: str, problem: dict[str, Json]):
-        super().__init__(detail)
-        self.status, self.problem = status, problem
-        self.code = -6 if status in (401, 403) else -10000
-
-
-def _error_of(trouble: _Unreachable | _Refused) -> tuple[int, str]:
-    return trouble.code, f"{ERRORS[trouble.code]}: {trouble}"
-
-# %% ../../nbs/23_terminal.remote.ipynb #cc1677ca
-def _trouble(url: str, timeout_s: float, error: requests.RequestException) -> _Unreachable:
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    if isinstance(error, requests.exceptions.SSLError):
-        said = f"The certificate of {url} isn't trusted: give ca_file, the certificate of whoever signed it."
-        return _Unreachable(-10004, said, is_lost=True)
-    if isinstance(error, requests.ConnectTimeout) or isinstance(reason, NewConnectionError):
-        return _Unreachable(-10004, f"Nothing answers at {url}: is mt5_server running, and its port open?", is_lost=False)
-    if isinstance(error, requests.Timeout):
-        return _Unreachable(-10005, f"{url} did not answer within {timeout_s:g} s.", is_lost=True)
-    return _Unreachable(-10002, f"The connection to {url} broke ({type(error).__name__}).", is_lost=True)
-
-# %% ../../nbs/23_terminal.remote.ipynb #762b4834
-class _Transport:
-    "Send requests to one server."
-
-    def __init__(self, url: str, token: str, timeout_s: float, ca_file: Path | None):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password or parts.query or parts.fragment:
-            shown = url if "@" not in url and "?" not in url else f"{parts.scheme}://{parts.hostname}"
-            raise BtcbotError(f"{shown!r} is no URL of a server: write https://host:port, with no password or token in it.")
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise BtcbotError(f"{url} would show the token to the network: use https://, or a server on this machine.")
-        if not token.isascii() or not token.isprintable() or len(token) < 8:
-            raise BtcbotError("The token of the server is missing or isn't one: it is the line which the server was started with.")
-        register_secret(token)
-        self.url, self.timeout_s = url.rstrip("/"), timeout_s
-        self._token, self._verify = token, str(ca_file) if ca_file else True
-        self._session: requests.Session | None = None
-        self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
-
-    def open(self) -> requests.Session:
-        "Return the session, a new one where there is none."
-        if self._session is None:
-            self._session = requests.Session()
-            self._session.trust_env = False
-            self._session.verify = self._verify
-            self._session.headers.update({"Authorization": f"Bearer {self._token}", "User-Agent": f"btcbot/{__version__}"})
-        return self._session
-
-    def close(self) -> None:
-        "Close the connections."
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-
-    def send(
-        self, method: Literal["GET", "POST"], path: str, body: Json = None, key: str = "", timeout_s: float | None = None,
-    ) -> requests.Response:
-        "Send one request, once."
-        limit = timeout_s or self.timeout_s
-        try:
-            session = self.open()
-            where = (method, self.url + path)
-            if where not in self._prepared:  # preparing a request costs requests a third of its time, so it is done once
-                headers = {"Content-Type": "application/json"} if method == "POST" else {}
-                self._prepared[where] = session.prepare_request(requests.Request(*where, headers=headers))
-            prepared = self._prepared[where].copy()
-            if method == "POST":
-                prepared.prepare_body(dumps(body), None)
-            if key:
-                prepared.headers["Idempotency-Key"] = key
-            answer = session.send(
-                prepared, timeout=(min(limit, 3.0), limit), allow_redirects=False, verify=self._verify, proxies={},
-            )
-        except requests.RequestException as error:
-            raise _trouble(self.url, limit, error) from error
-        if answer.status_code != 200:
-            raise self._refusal(answer)
-        return answer
-
-    def _refusal(self, answer: requests.Response) -> _Refused:
-        status = answer.status_code
-        try:
-            found = loads(answer.content)
-        except WireError:
-            found = None
-        problem = found if isinstance(found, dict) else {}
-        if status == 401:
-            said = f"{self.url} refuses the token: give the one which the server was started with."
-        elif 300 <= status < 400:
-            said = f"{self.url} redirects, and a token is not carried on: give the server's own URL."
-        elif problem:
-            said = f"{self.url} answered {status}: {problem.get('detail')}"
-        else:
-            said = f"{self.url} answered {status} and is perhaps no mt5_server: check host, port and path."
-        return _Refused(status, said, problem)
-
-# %% ../../nbs/23_terminal.remote.ipynb #bd4ddcac
 @dataclass(frozen=True, slots=True)
 class ServerSession:
     "What the server says of itself."
-    session: str              # Changes when the server is started anew
+    session: str              # Changes when its terminal is started anew
     version: str              # Of btcbot there
     clock: str | None         # Rule of the trade server's clock, None where the server wasn't told
     is_lock_step: bool        # Whether the terminal is simulated and waits for `advance`
@@ -162,7 +49,8 @@ def _session_from(url: str, found: Json, now_ms: int) -> ServerSession:
     api = fields.get("api")
     if type(api) is not int:
         raise BtcbotError(f"{url} is no mt5_server: check host, port and path.")
-    if api != API_VERSION:
+    spoken = fields.get("apis")
+    if API_VERSION not in (spoken if isinstance(spoken, list) else [api]):
         raise BtcbotError(f"{url} speaks API {api} (btcbot {fields.get('version')}), this client {API_VERSION} (btcbot {__version__}): "
                           "install the same version on both machines.")
     try:
@@ -175,7 +63,7 @@ def _session_from(url: str, found: Json, now_ms: int) -> ServerSession:
         said = f"{url} describes itself in a way this client can't read: install the same version of btcbot on both machines."
         raise BtcbotError(said) from None
 
-# %% ../../nbs/23_terminal.remote.ipynb #5f8e6897
+# %% ../../nbs/23_terminal.remote.ipynb #cc1677ca
 @dataclass(frozen=True, slots=True)
 class SendOutcome:
     "What came of an order."
@@ -183,71 +71,33 @@ class SendOutcome:
     result: OrderSendResult | None      # Of the trade server, None where there is none
     error: tuple[int, str]              # As `last_error`
     is_replay: bool = False             # The answer to the first request with this key
+    problem: str = ""                   # Why the server refused, such as `lease-held`; empty where it didn't
 
 
 _OUTCOMES: Final[dict[str, Outcome]] = {"done": "done", "not_done": "not_done", "unknown": "unknown"}
-_FAILURES: Final[dict[str, object]] = {
-    "symbol_select": False, "market_book_add": False, "market_book_release": False, "version": (0, 0, ""),
-}
+_STALE: Final = ("lease-fenced", "lease-lapsed", "lease-required")
 
-
-def _pauses() -> Iterator[float]:
-    "Return the seconds to wait before each further try."
-    return chain((0.02, 0.05, 0.1, 0.2), repeat(0.4))
-
-# %% ../../nbs/23_terminal.remote.ipynb #facd0e1e
-class RemoteTerminal:
+# %% ../../nbs/23_terminal.remote.ipynb #bc9ac2a8
+class RemoteTerminal(Surface):
     "The MetaTrader 5 functions, answered by an `mt5_server`."
-
-    initialize: BuiltinFunction[..., bool]
-    shutdown: BuiltinFunction[[], bool]
-    login: BuiltinFunction[..., bool]
-    version: BuiltinFunction[[], tuple[int, int, str]]
-    last_error: BuiltinFunction[[], tuple[int, str]]
-    terminal_info: BuiltinFunction[[], TerminalInfo | None]
-    account_info: BuiltinFunction[[], AccountInfo | None]
-    symbols_total: BuiltinFunction[[], int | None]
-    symbols_get: BuiltinFunction[..., tuple[SymbolInfo, ...] | Literal[False] | None]
-    symbol_info: BuiltinFunction[..., SymbolInfo | None]
-    symbol_info_tick: BuiltinFunction[..., Tick | None]
-    symbol_select: BuiltinFunction[..., bool]
-    market_book_add: BuiltinFunction[..., bool | None]
-    market_book_get: BuiltinFunction[..., tuple[BookInfo, ...] | None]
-    market_book_release: BuiltinFunction[..., bool | None]
-    copy_rates_from: BuiltinFunction[..., Rows | None]
-    copy_rates_from_pos: BuiltinFunction[..., Rows | None]
-    copy_rates_range: BuiltinFunction[..., Rows | None]
-    copy_ticks_from: BuiltinFunction[..., Rows | None]
-    copy_ticks_range: BuiltinFunction[..., Rows | None]
-    positions_total: BuiltinFunction[[], int | None]
-    positions_get: BuiltinFunction[..., tuple[TradePosition, ...] | None]
-    orders_total: BuiltinFunction[[], int | None]
-    orders_get: BuiltinFunction[..., tuple[TradeOrder, ...] | None]
-    history_orders_total: BuiltinFunction[..., int | None]
-    history_orders_get: BuiltinFunction[..., tuple[TradeOrder, ...] | None]
-    history_deals_total: BuiltinFunction[..., int | None]
-    history_deals_get: BuiltinFunction[..., tuple[TradeDeal, ...] | None]
-    order_check: BuiltinFunction[..., OrderCheckResult | None]
-    order_send: BuiltinFunction[..., OrderSendResult | None]
-    order_calc_margin: BuiltinFunction[..., float | None]
-    order_calc_profit: BuiltinFunction[..., float | None]
 
     def __init__(
         self,
         url: str,                       # Of the server; https:// off this machine
-        token: str,                     # Of the server
+        credential: str | BotKey,       # A token, or the key of a bot
         timeout_s: float = 10.0,        # Longest wait for one answer
         retry_s: float = 2.0,           # How long a broken connection is tried again
         ca_file: Path | None = None,    # Certificate that signed the server's (default: those of the `certifi` package)
+        holder: str = "",               # Name under which it takes the lease (default: one made by chance)
+        grant: str | None = None,       # Which of the grants of a key (default: the one it has)
     ):
-        self._transport = _Transport(url, token, timeout_s, ca_file)
-        self.url, self.retry_s = self._transport.url, retry_s
-        self._lock = threading.RLock()  # one call at a time, and its `last_error` with it, as in the package
-        self._error, self._is_open = (0, ""), False
+        super().__init__()
+        who = BearerToken(credential) if isinstance(credential, str) else KeyPair(credential, grant)
+        self._transport = Transport(url, who, timeout_s, retry_s, ca_file)
+        self.url, self.retry_s, self.holder = self._transport.url, retry_s, holder or f"client-{secrets.token_hex(6)}"
+        self.epoch: int | None = None  # of the lease, None where this client has none
         self._known: ServerSession | None = None
         self._client, self._step = "", 0
-        for name, convention in FUNCTIONS.items():
-            setattr(self, name, BuiltinFunction(name, getattr(self, f"_{name}", self._asking(name)), convention))
 
     def __repr__(self) -> str:
         return f"RemoteTerminal({self.url!r})"
@@ -256,19 +106,18 @@ class RemoteTerminal:
 
     def open(self) -> ServerSession:  # What the server says of itself
         "Connect, or raise what is in the way."
-        with self._lock:
-            self._transport.open()
-            answer = self._send_again("GET", "/v1/session")
-            found = _session_from(self.url, loads(answer.content), time.time_ns() // 1_000_000)
+        with self._calling:
+            answer = self._transport.send_again("GET", "/v1/session", headers=self._headers())
+            found = _session_from(self.url, _read(answer.content), time.time_ns() // 1_000_000)
             if self._known is None or self._known.session != found.session:
                 self._client, self._step = secrets.token_hex(16), 0
-            self._known, self._is_open = found, True
+            self._known = found
             return found
 
     @property
     def session(self) -> ServerSession:
         "What the server says of itself; connects where that hasn't happened."
-        return self._known if self._known and self._is_open else self.open()
+        return self._known or self.open()
 
     @property
     def clock(self) -> ServerClock:
@@ -277,98 +126,68 @@ class RemoteTerminal:
             raise BtcbotError(f"{self.url} doesn't know its trade server's clock: start it with --clock, for example --clock NY+7.")
         return server_clock(self.session.clock)
 
-    def _initialize(self, path: str = "", **options: object) -> bool:
-        "Connect to the server, whose terminal is connected already."
-        try:
-            self.open()
-            self._error = (1, ERRORS[1])
-        except (_Unreachable, _Refused) as trouble:
-            self._error = _error_of(trouble)
-        except BtcbotError as error:
-            self._error = (-5, f"{ERRORS[-5]}: {error}")
-        return self._error[0] == 1
-
-    def _shutdown(self) -> bool:
-        "Close the connection; the terminal stays as it is."
-        with self._lock:
-            self._transport.close()
-            self._is_open, self._error = False, (1, ERRORS[1])
-            return True
-
-    def _login(self, login: int = 0, password: str = "", server: str = "", *, timeout: int = 60_000) -> bool:
-        "Tell whether the server's terminal is on the account `login`; it moves to no other."
-        account = self.account_info()
-        if account is not None and account.login != login:
-            self._error = (-6, f"{ERRORS[-6]}: the server's terminal stays on its account.")
-        return self._error[0] == 1
-
-    def _last_error(self) -> tuple[int, str]:
-        "Code and text of the last call of this client."
-        return self._error
-
-    # ---- calls that read
-
-    def _send_again(self, method: Literal["GET", "POST"], path: str, body: Json = None) -> requests.Response:
-        "Send what does no harm when it arrives twice, until it is answered or `retry_s` are over."
-        began, pauses = time.monotonic(), _pauses()
-        while True:
+    def _open(self, options: Mapping[str, object]) -> None:
+        with self._failing():
             try:
-                return self._transport.send(method, path, body)
-            except _Unreachable as trouble:
-                pause = next(pauses)
-                if trouble.code == -10005 or time.monotonic() + pause > began + self.retry_s:
+                self.open()
+            except BtcbotError as error:
+                if isinstance(error, Unreachable | Refused):
                     raise
-            time.sleep(pause)
+                raise Failure(-5, f"{ERRORS[-5]}: {error}") from error
+        if "login" in options:
+            self._switch(options)
 
-    def _asking(self, name: str) -> Callable[..., object]:
-        def ask(*arguments: object, **keywords: object) -> object:
-            return self._ask(name, arguments, keywords)
+    def _close(self) -> None:
+        self._transport.close()
 
-        ask.__doc__ = f"Ask the server's terminal for `{name}`."
-        return ask
+    def _switch(self, options: Mapping[str, object]) -> None:
+        account = self._answer("account_info", (), {})
+        if getattr(account, "login", None) != options["login"]:
+            raise Failure(-6, f"{ERRORS[-6]}: the server's terminal stays on its account.")
 
-    def _ask(self, name: str, arguments: Sequence[object], keywords: Mapping[str, object]) -> object:
-        with self._lock:
-            try:
-                call = call_to_wire((name, arguments, keywords))
-            except WireError:
-                return self._failed(name, (-2, "Invalid arguments"))
-            if not self._is_open:
-                is_early = self._known is None and name in ("symbols_total", "symbols_get")
-                return self._failed(name, (-5, ERRORS[-5]) if is_early else (-10004, ERRORS[-10004]))
-            try:
-                answer = self._rows(name, call) if name in BULK else self._answers("/v1/call", {"calls": [call]}, 1)[0]
-            except (_Unreachable, _Refused) as trouble:
-                return self._failed(name, _error_of(trouble))
-            self._error = answer.error
-            return answer.take()
+    def _headers(self, **more: str) -> dict[str, str]:
+        return more if self.epoch is None else {"Lease-Epoch": str(self.epoch), **more}
 
-    def _failed(self, name: str, error: tuple[int, str]) -> object:
-        self._error = error
-        return _FAILURES.get(name)
-
-    def _rows(self, name: str, call: list[Json]) -> Answer:
-        found = self._send_again("POST", "/v1/rates", {"call": call})
-        with self._readable():
-            if found.headers.get("Content-Type") != ARROW:
-                return answer_from_wire(loads(found.content))
-            code, text = json.loads(found.headers["MT5-Last-Error"])
-            return Answer(rows_from_arrow(found.content, name), (code, text))
-
-    def _answers(self, path: str, body: Json, count: int) -> list[Answer]:
-        found = self._send_again("POST", path, body)
-        with self._readable():
-            answers = [answer_from_wire(answer) for answer in cast(list[Json], loads(found.content))]
-            if len(answers) != count:
-                raise WireError(f"{len(answers)} answers to {count} calls")
-            return answers
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (Unreachable, Refused) as trouble:
+            raise Failure(*error_of(trouble)) from trouble
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, TypeError, ValueError, WireError) as error:
-            raise _Refused(200, f"{self.url} answered something that this client can't read: {error}", {"outcome": "unknown"}) from error
+        except (LookupError, TypeError, ValueError, WireError) as error:
+            said = f"{self.url} answered something that this client can't read: {error}"
+            raise Refused(200, said, {"outcome": "unknown"}) from error
+
+    # ---- calls that read
+
+    def _answer(self, name: str, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
+        if name == "order_send":
+            return self._order_sent(cast(Mapping[str, object], arguments[0]))
+        with self._failing():
+            call = call_to_wire((name, arguments, keywords))
+            answer = self._rows(name, call) if name in BULK else self._answers("/v1/call", {"calls": [call]}, 1)[0]
+        return _value(answer)
+
+    def _rows(self, name: str, call: list[Json]) -> Answer:
+        found = self._transport.send_again("POST", "/v1/call", {"calls": [call]}, self._headers(Accept=f"{ARROW}, application/json"))
+        with self._readable():
+            if found.headers.get("Content-Type") != ARROW:
+                return answer_from_wire(cast(list[Json], _read(found.content))[0])
+            code, text = json.loads(found.headers["MT5-Last-Error"])
+            return Answer(rows_from_arrow(found.content, name), (code, text))
+
+    def _answers(self, path: str, body: Json, count: int) -> list[Answer]:
+        found = self._transport.send_again("POST", path, body, self._headers())
+        with self._readable():
+            answers = [answer_from_wire(answer) for answer in cast(list[Json], _read(found.content))]
+            if len(answers) != count:
+                raise WireError(f"{len(answers)} answers to {count} calls")
+            return answers
 
     # ---- several calls at one moment
 
@@ -377,8 +196,8 @@ class RemoteTerminal:
         calls: Sequence[Call],  # Terminal functions that only read, in this order
     ) -> list[object]:          # Their answers
         "Answer several calls at one moment of the market, with one request."
-        with self._lock:
-            checked, _ = self._checked(calls), self.session
+        with self._calling:
+            checked, _ = _checked(calls), self.session
             return self._taken(self._answers("/v1/call", {"calls": checked}, len(calls)))
 
     def advance(
@@ -387,21 +206,15 @@ class RemoteTerminal:
         calls: Sequence[Call] = (),       # Terminal functions that only read, called once there
     ) -> tuple[int, list[object]]:        # Bars moved (0 at the end of the market), answers to `calls`
         "Move the clock of a simulated terminal, and answer `calls` there, with one request."
-        with self._lock:
-            body: dict[str, Json] = {"calls": self._checked(calls), "session": self.session.session, "bars": bars}
-            found = self._send_again("POST", "/v1/advance", {**body, "client": self._client, "step": self._step + 1})
+        with self._calling:
+            body: dict[str, Json] = {"calls": _checked(calls), "session": self.session.session, "bars": bars}
+            body |= {"client": self._client, "step": self._step + 1}
+            found = self._transport.send_again("POST", "/v1/advance", body, self._headers())
             with self._readable():
-                fields = cast(dict[str, list[Json]], loads(found.content))
+                fields = cast(dict[str, list[Json]], _read(found.content))
                 moved, answers = int(str(fields["bars"])), [answer_from_wire(answer) for answer in fields["answers"]]
             self._step += 1
             return moved, self._taken(answers)
-
-    def _checked(self, calls: Sequence[Call]) -> list[Json]:
-        for name, _, _ in calls:
-            if name not in READ_ONLY:
-                remedy = "orders go through send" if name == "order_send" else f"use one of {', '.join(sorted(READ_ONLY))}"
-                raise BtcbotError(f"{name!r} can't be called in a batch: {remedy}.")
-        return [list(call_to_wire(call)) for call in calls]
 
     def _taken(self, answers: list[Answer]) -> list[object]:
         values = []
@@ -410,79 +223,176 @@ class RemoteTerminal:
             values.append(answer.take())
         return values
 
+    def ohlcv(
+        self,
+        symbol: str,
+        timeframe: str,         # `M1` to `MN1`
+        start: int | str,       # ms UTC or ISO 8601, included
+        end: int | str,         # Likewise, left out
+    ) -> "pd.DataFrame":        # As `market.bars` has them: bars that opened in the range, by their UTC time
+        "Read any number of bars."
+        import pyarrow as pa
+        query = urlencode({"symbol": symbol, "timeframe": timeframe, "from": start, "to": end})
+        headers = self._headers(Accept=ARROW)
+        with self._calling, self._transport.send_again("GET", f"/v1/ohlcv?{query}", headers=headers, is_stream=True) as found:
+            try:
+                table = pa.ipc.open_stream(found.raw).read_all()
+            except (OSError, pa.ArrowException) as error:
+                raise Unreachable(-10002, f"{self.url} broke off in the middle of the bars: ask again.", is_lost=True) from error
+        frame = table.drop_columns(["server_time"]).to_pandas(split_blocks=True, self_destruct=True)
+        return cast("pd.DataFrame", frame.set_index("time"))
+
     # ---- orders
 
-    def _request(self, request: object, fields: dict[str, object], function: str) -> dict[str, object] | None:
-        try:
-            if fields and request is not None:
-                raise InvalidArgument("Invalid number of arguments")
-            if request is not None and not isinstance(request, dict):
-                raise InvalidArgument("Invalid arguments")
-            return request_from(fields if request is None else request, function)._asdict()
-        except InvalidArgument as error:
-            self._error = (-2, str(error))
-            return None
+    def lease(
+        self,
+        ttl_s: float | None = None,     # How long it lasts without a request (default: the server's)
+        *,
+        takeover: bool = False,         # Whether to take it from another client that has it
+    ) -> int:                           # The epoch
+        "Become the client that may open positions."
+        body: dict[str, Json] = {"holder": self.holder, "takeover": takeover}
+        if ttl_s is not None:
+            body["ttl_s"] = ttl_s
+        with self._calling:
+            found = self._transport.send_again("POST", "/v1/guard/lease", body)
+            with self._readable():
+                self.epoch = int(str(cast(dict[str, Json], _read(found.content))["epoch"]))
+            return self.epoch
 
-    def _order_check(self, request: object = None, /, **fields: object) -> OrderCheckResult | None:
-        "Ask what `order_send` would answer."
-        checked = self._request(request, fields, "order_check")
-        return cast(OrderCheckResult | None, None if checked is None else self._ask("order_check", (checked,), {}))
+    def release(self) -> None:
+        "Give the lease back."
+        with self._calling:
+            if self.epoch is not None:
+                self._transport.send_again("POST", "/v1/guard/release", {}, self._headers())
+                self.epoch = None
 
-    def _order_send(self, request: object = None, /, **fields: object) -> OrderSendResult | None:
-        "Send a request under a key of its own; `send` takes a key that survives this process."
-        checked = self._request(request, fields, "order_send")
-        if checked is None:
-            return None
-        if not self._is_open:
-            self._error = (-10004, ERRORS[-10004])
-            return None
-        return self.send(checked, secrets.token_hex(32)).result
+    def _order_sent(self, request: Mapping[str, object]) -> OrderSendResult | None:
+        found = self.send(request, secrets.token_hex(32))
+        if found.error[0] != 1:
+            raise Failure(*found.error)
+        return found.result
 
     def send(
         self,
-        request: Mapping[str, object],  # As for `order_send`
-        key: str,                       # From `order_key`; the same for each try to send this order
+        request: Mapping[str, object],              # As for `order_send`
+        key: str,                                   # From `order_key`; the same for each try to send this order
+        *,
+        ttl_ms: int | None = None,                  # Age at which the server refuses it
+        quote: Mapping[str, float] | None = None,   # Tick it was decided on: time_msc, bid, ask
+        max_distance: float | None = None,          # Points that the price may have moved from `quote`
+        is_again: bool = False,                     # Whether it may have been sent before, as by a program that was started anew
     ) -> SendOutcome:
         "Send an order under a key, and ask again under the same key when its answer is lost."
-        with self._lock:
+        with self._calling:
             try:
-                body = encode({"request": request_from(request)._asdict()})
-                found = self._send_order(body, key)
+                body: dict[str, Json] = {"request": encode(request_from(request)._asdict())}
             except InvalidArgument as error:
+                if error.pending is not None:
+                    raise exception_set("order_send", error.pending) from error.pending
                 found = SendOutcome("not_done", None, (-2, str(error)))
+            else:
+                conditions: dict[str, Json] = {"ttl_ms": ttl_ms, "quote": encode(quote), "max_distance": max_distance}
+                found = self._send_order(body | {name: value for name, value in conditions.items() if value is not None}, key, is_again)
             self._error = found.error
             return found
 
-    def _send_order(self, body: Json, key: str) -> SendOutcome:
+    def find(
+        self,
+        key: str,               # That was given to `send`
+    ) -> SendOutcome | None:    # None where the server has never seen it
+        "Ask what became of an order."
+        with self._calling:
+            try:
+                return self._outcome(self._transport.send_again("GET", f"/v1/order/{key}", headers=self._headers()).content)
+            except Refused as refused:
+                if refused.status == 404:
+                    return None
+                raise
+
+    def _send_order(self, body: Json, key: str, is_again: bool) -> SendOutcome:
+        why: Refused | None = None
+        if self.epoch is None:
+            try:
+                self.lease()
+            except Refused as refused:  # what reduces exposure goes through without one
+                why = refused
+            except Unreachable as trouble:
+                return SendOutcome("unknown" if is_again else "not_done", None, error_of(trouble))
+        found = self._sent(body, key, is_again)
+        if found.problem in _STALE:
+            self.epoch = None
+            if why is not None:
+                return SendOutcome(found.outcome, None, error_of(why), found.is_replay, why.slug)
+        return found
+
+    def _sent(self, body: Json, key: str, is_lost: bool) -> SendOutcome:
         limit = self._transport.timeout_s + self.retry_s
-        until, pauses, is_lost = time.monotonic() + limit, _pauses(), False
+        until, waits = time.monotonic() + limit, pauses()
         while True:
             try:
-                return self._order(body, key, max(0.1, min(self._transport.timeout_s, until - time.monotonic())))
-            except _Refused as refusal:
-                trouble: _Unreachable | _Refused = refusal
+                timeout_s = max(0.1, min(self._transport.timeout_s, until - time.monotonic()))
+                answer = self._transport.send("POST", "/v1/order", body, self._headers(**{"Idempotency-Key": key}), timeout_s)
+                return self._outcome(answer.content)
+            except Refused as refusal:
+                trouble: Unreachable | Refused = refusal
                 state, told = refusal.problem.get("state"), refusal.problem.get("outcome")
                 if refusal.status == 422:
                     raise BtcbotError(f"The key {key} was used for another order: give each order its own key.") from refusal
-                if state in ("done", "not_done"):
-                    return SendOutcome(cast(Outcome, state), None, _error_of(refusal), is_replay=True)
+                if told == "not_done" and refusal.slug != "journal-failed":  # the server has written that down, under this key
+                    is_replay = refusal.problem.get("replayed") is True
+                    return SendOutcome("not_done", None, error_of(refusal), is_replay, refusal.slug)
                 is_silent = refusal.status >= 500 and told is None  # not our server's words: something between us
-                is_lost = is_lost or is_silent or told == "unknown" or refusal.status == 409
-                is_final = not is_silent and state != "intent"
-            except _Unreachable as unreachable:
+                is_lost = is_lost or is_silent or told == "unknown"
+                is_final = not is_silent and state not in ("intent", "sent") and refusal.status != 429
+            except Unreachable as unreachable:
                 trouble, is_final = unreachable, False
                 is_lost = is_lost or unreachable.is_lost
                 if not unreachable.is_lost:  # nobody listens: a server that is gone needs no longer wait than a broken connection
                     until = min(until, time.monotonic() + self.retry_s)
-            pause = next(pauses)
+            pause = max(next(waits), trouble.wait_s if isinstance(trouble, Refused) else 0.0)
             if is_final or time.monotonic() + pause > until:
-                return SendOutcome("unknown" if is_lost else "not_done", None, _error_of(trouble))
+                slug = trouble.slug if isinstance(trouble, Refused) else ""
+                return SendOutcome("unknown" if is_lost else "not_done", None, error_of(trouble), problem=slug)
             time.sleep(pause)
 
-    def _order(self, body: Json, key: str, timeout_s: float) -> SendOutcome:
-        found = self._transport.send("POST", "/v1/order", body, key, timeout_s)
+    def _outcome(self, content: bytes) -> SendOutcome:
         with self._readable():
-            fields = cast(dict[str, Json], loads(found.content))
+            fields = cast(dict[str, Json], _read(content))
             answer = answer_from_wire({name: fields[name] for name in ("value", "error")})
             result = answer.value if isinstance(answer.value, OrderSendResult) else None
             return SendOutcome(_OUTCOMES[str(fields["outcome"])], result, answer.error, fields["replayed"] is True)
+
+
+def _read(content: bytes) -> Json:
+    try:
+        return loads(content)
+    except WireError:
+        return None
+
+
+def _value(answer: Answer) -> object:
+    value = answer.take()
+    if answer.error[0] != 1:
+        raise Failure(*answer.error)
+    return value
+
+
+def _checked(calls: Sequence[Call]) -> list[Json]:
+    found: list[Json] = []
+    for name, arguments, keywords in calls:
+        if name not in READ_ONLY:
+            remedy = "orders go through send" if name == "order_send" else f"use one of {', '.join(sorted(READ_ONLY))}"
+            raise BtcbotError(f"{name!r} can't be called in a batch: {remedy}.")
+        found.append(list(call_to_wire(_plain((name, arguments, keywords)))))
+    return found
+
+
+def _plain(call: Call) -> Call:
+    "Give a call in plain types; one that is wrong goes as it is, and is answered in its turn."
+    name, arguments, keywords = call
+    try:
+        found = canonical(name, arguments, keywords)
+    except InvalidArgument:
+        return call
+    return call if found.pending else (name, found.arguments, found.keywords or {})
