@@ -92,11 +92,14 @@ def test_mistakes(options: list[str], text: str, tmp_path: Path) -> None:
 
 
 def family(command: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
-    """Return the command, its kernel and the kernel's server."""
+    """Return the command, its kernel, the kernel's server and the process of the server's terminal."""
     parts = {"command": psutil.Process(command.pid)}
     for child in parts["command"].children(recursive=True):
         line = " ".join(child.cmdline())
-        parts |= {"kernel": child} if "ipykernel" in line else {"server": child} if "mt5_server" in line else {}
+        for name, mark in (("kernel", "ipykernel"), ("worker", "mt5_server.worker"), ("server", "mt5_server")):
+            if mark in line:
+                parts[name] = child
+                break
     return parts
 
 
@@ -127,15 +130,23 @@ def stop_in_flight(server: psutil.Process, orders: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="the loop's kill switch needs POSIX parents")
 @pytest.mark.parametrize(
     ("victim", "how"),
-    [("command", "KILL"), ("kernel", "KILL"), ("server", "KILL"), ("server", "KILL in flight"), ("command", "INT"), ("command", "TERM")],
+    [
+        ("command", "KILL"),
+        ("kernel", "KILL"),
+        ("server", "KILL"),
+        ("server", "KILL in flight"),
+        ("worker", "KILL"),
+        ("command", "INT"),
+        ("command", "TERM"),
+    ],
 )
 def test_a_death_ends_all(victim: str, how: str, tmp_path: Path) -> None:
-    """Kill one of the three in the live part: within 5 s none of the others is left, and the store opens."""
+    """Kill one of them in the live part: within 5 s none of the others is left, and the store opens."""
     command = subprocess.Popen([*COMMAND, *SPAN, "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         live_part(tmp_path)
         parts = family(command)
-        assert set(parts) == {"command", "kernel", "server"}
+        assert set(parts) == {"command", "kernel", "server", "worker"}
         if how.endswith("in flight"):
             stop_in_flight(parts[victim], only(tmp_path) / "orders.sqlite")
         parts[victim].send_signal(getattr(signal, f"SIG{how.split()[0]}"))

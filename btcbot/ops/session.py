@@ -200,6 +200,7 @@ class Session:
             on_bars=lambda rates: self.ingestor.append(symbol, timeframe, rates), deployment=self.folder.name,
         )
         trader.warm_up(self.store.read(**self.key, start=self.warm_from))
+        self.terminal.lease()  # from here on nobody else opens positions through this server
         expected = (self.market.end - self.market.live) // timeframe_ms(timeframe)
         record = trader.run(min(expected, max_bars or expected), max_bars)
         self.ingestor.flush()

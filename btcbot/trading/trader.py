@@ -154,9 +154,13 @@ class Trader:
         block = self._closed(rates)
         metrics = self.metrics
         metrics.stages["ingest"].observe((signalled := time.perf_counter()) - began)
+        if len(block):
+            self.stream.update(block)
+        is_first, self._has_started = not self._has_started, True
+        if is_first:  # what the strategy wanted before the first moment of trading is no signal
+            self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
         if not len(block):
             return 0
-        self.stream.update(block)
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
         now = self._utc(tick.time_msc)
         self.record.equity.append((now, account.equity))
@@ -166,9 +170,7 @@ class Trader:
         metrics.balance.set(account.balance)
         metrics.last_bar.set(block[-1, 0] / 1000)
         metrics.spread.set(round((tick.ask - tick.bid) * self._unit))
-        if not self._has_started:
-            self._has_started = True
-            self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
+        if is_first:
             return 0
         bar = point_bars(block[-1:], self.profile.symbol.digits)[0]
         intents = self.risk.decide(
@@ -182,16 +184,16 @@ class Trader:
                 metrics.risk_refusals[rule].inc(count - self._refused[rule])
                 self._refused[rule] = count
         for intent in intents:
-            self._send(intent, int(bar[0]))
+            self._send(intent, int(bar[0]), tick)
         if len(intents):
             metrics.stages["order"].observe((done := time.perf_counter()) - sent)
             self.record.decided_ms.append((done - began) * 1000)
         return len(intents)
 
-    def _send(self, intent: I8, bar_time: int) -> None:
+    def _send(self, intent: I8, bar_time: int, tick: Tick) -> None:
         self.record.requests += 1
         try:
-            fill = self.execution.send_order(intent, bar_time)
+            fill = self.execution.send_order(intent, bar_time, tick)
         except BtcbotError:
             self._count("unknown")
             raise
