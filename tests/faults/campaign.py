@@ -1,0 +1,187 @@
+"""The fault campaign: seeded schedules over real HTTP, with SIGKILL at the write points of the journals.
+
+python -m tests.faults.campaign --schedules 2000          all promises kept? and how often each fault met each write point
+python -m tests.faults.campaign --bugs                    plants protocol bugs, one at a time: each has to be found within 500 schedules
+python -m tests.faults.campaign --seed 1234 [--bug NAME]  one schedule again, with its trace
+"""
+
+import argparse
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from btcbot.terminal.faults import FAULT_KINDS
+from tests.faults import processes
+from tests.faults.bugs import BUGS
+from tests.faults.play import Report, play
+from tests.faults.schedules import POINTS, draw
+
+COLD = 20  # every so many schedules start their processes anew
+JOBS = 5  # schedules at a time: most of their time they wait for the market
+
+
+def play_all(seeds: Sequence[tuple[int, str | None]], jobs: int = JOBS) -> Iterator[tuple[str | None, Report]]:
+    """Play many schedules on a few processes, forked from this warm one; yield reports as they come."""
+    processes.warm()
+    gc.collect()
+    gc.freeze()  # forked children don't touch the pages of what they never free
+    pipes: dict[int, tuple[int, int, bytearray]] = {}
+    for job in range(min(jobs, len(seeds))):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read)
+            _work(seeds[job::jobs], write)
+        os.close(write)
+        pipes[read] = pid, job, bytearray()
+    try:
+        while pipes:
+            for read in select.select(list(pipes), [], [], 1.0)[0]:
+                pid, _, rest = pipes[read]
+                got = os.read(read, 1 << 20)
+                rest += got
+                *lines, tail = bytes(rest).split(b"\n")
+                rest[:] = tail
+                for line in lines:
+                    bug, fields = json.loads(line)
+                    fields["killed"] = [tuple(kill) for kill in fields["killed"]]
+                    yield bug, Report(**fields)
+                if not got:
+                    os.close(read)
+                    os.waitpid(pid, 0)
+                    del pipes[read]
+    finally:
+        for read, (pid, _, _) in pipes.items():
+            os.kill(pid, signal.SIGKILL)  # its children end with their standard input
+            os.waitpid(pid, 0)
+            os.close(read)
+
+
+def _work(seeds: Sequence[tuple[int, str | None]], write: int) -> None:
+    """Play some schedules, one after the other, and report each in a line."""
+    code = 1
+    try:
+        for seed, bug in seeds:
+            report = play(draw(seed, is_cold=bug is None and seed % COLD == COLD - 1), bug)
+            line = json.dumps([bug, asdict(report)]).encode() + b"\n"
+            while line:
+                line = line[os.write(write, line) :]
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
+
+
+class Table:
+    """How often each kind of fault was struck in a schedule in which a process was killed at each write point."""
+
+    def __init__(self) -> None:
+        self.cells: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, report: Report) -> None:
+        """Count one schedule."""
+        for kind in report.struck:
+            self.cells.update({(kind, *point): 1 for point in set(report.killed)})
+
+    @property
+    def least(self) -> tuple[int, tuple[str, str, str]]:
+        """Return the smallest count and its cell."""
+        return min((self.cells[kind, *point], (kind, *point)) for kind in FAULT_KINDS for point in POINTS)
+
+    def __str__(self) -> str:
+        lines = ["killed at            " + "".join(f"{kind[:9]:>10}" for kind in FAULT_KINDS)]
+        lines += [
+            f"{process:<7}{point:<16}" + "".join(f"{self.cells[kind, process, point]:>8}  " for kind in FAULT_KINDS)
+            for process, point in POINTS
+        ]
+        return "\n".join(lines)
+
+
+def _progress(done: int, count: int, began: float, more: str = "") -> None:
+    spent = time.monotonic() - began
+    left = spent / max(done, 1) * (count - done)
+    text = f"{done}/{count} schedules, {spent:.0f} s, {left:.0f} s to go {more}"
+    if sys.stderr.isatty():
+        print(f"\r{text}\x1b[K", end="" if done < count else "\n", file=sys.stderr, flush=True)
+    elif done == count or done % max(count // 20, 1) == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def campaign(first: int, count: int, jobs: int, traces: Path | None = None) -> int:
+    """Play `count` schedules, print the table; return the number of those that broke a promise."""
+    table, wrong, began, states, cold = Table(), list[Report](), time.monotonic(), Counter[str](), 0
+    orders, seconds = 0, 0.0
+    for done, (_, report) in enumerate(play_all([(seed, None) for seed in range(first, first + count)], jobs), 1):
+        table.add(report)
+        states.update(report.states)
+        orders, seconds, cold = orders + report.orders, seconds + report.seconds, cold + (report.seed % COLD == COLD - 1)
+        if report.wrong:
+            wrong.append(report)
+            print(f"\nseed {report.seed}: " + "\n    ".join(report.wrong), flush=True)
+            if traces is not None:
+                traces.mkdir(exist_ok=True)
+                said = f"{draw(report.seed)}\n\n{report.trace}\n\n{report.killed} {report.struck}\n" + "\n".join(report.wrong)
+                (traces / f"{report.seed}.txt").write_text(said)
+        _progress(done, count, began, f"({len(wrong)} broke a promise)")
+    least, cell = table.least
+    print(table)
+    print(f"{count} schedules ({cold} from a cold start), {orders} requests reached the broker, kills: {sum(table.cells.values())} pairs")
+    print(f"the emptiest cell: {' x '.join(cell)} {least}; outcomes in the servers' journals: {dict(states)}")
+    print(f"{seconds / count:.2f} s a schedule, {time.monotonic() - began:.0f} s in all; {len(wrong)} broke a promise")
+    return len(wrong)
+
+
+def hunt(names: Sequence[str], count: int, jobs: int, first: int = 0) -> int:
+    """Plant each bug and play until it is found; return how many were not."""
+    missed = 0
+    for name in names:
+        began, found, played = time.monotonic(), None, 0
+        seeds = range(first, first + count)
+        for _, report in play_all([(seed, name) for seed in seeds], jobs):
+            played += 1
+            if report.wrong and not play(draw(report.seed)).wrong:
+                found = report
+                break
+        missed += found is None
+        said = f"found by schedule {played} (seed {found.seed}): {found.wrong[0][:150]}" if found else f"NOT FOUND in {played} schedules"
+        print(f"{name:<32}{time.monotonic() - began:5.0f} s  {said}", flush=True)
+    return missed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        "python -m tests.faults.campaign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--schedules", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--bugs", action="store_true", help="hunt the planted bugs")
+    parser.add_argument("--bug", choices=BUGS, help="plant one of them")
+    parser.add_argument("--seed", type=int, help="one schedule, with its trace")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--traces", type=Path, help="folder for the traces of schedules that broke a promise")
+    parser.add_argument("--keep", action="store_true", help="keep journals and logs of --seed")
+    given = parser.parse_args(arguments)
+    if given.seed is not None:
+        processes.warm()
+        schedule = draw(given.seed, given.cold)
+        report = play(schedule, given.bug, is_kept=given.keep)
+        print(f"{schedule}\n\n{report.trace}\n\n{report.killed} {report.struck}\n" + ("\n".join(report.wrong) or "all promises kept"))
+        return bool(report.wrong)
+    if given.bugs or given.bug:
+        return hunt([given.bug] if given.bug else list(BUGS), min(given.schedules, 500), given.jobs, given.first)
+    return bool(campaign(given.first, given.schedules, given.jobs, given.traces))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
