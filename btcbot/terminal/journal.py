@@ -95,7 +95,8 @@ def classify(
     if result is None:
         return "not_done" if error_code in _NOT_SENT else "unknown"
     found = RETCODE_CLASSES.get(result.retcode, "unknown")
-    proof = {C.TRADE_ACTION_DEAL: result.deal, C.TRADE_ACTION_PENDING: result.order}.get(result.request.action, 1)
+    is_executed = result.retcode != C.TRADE_RETCODE_PLACED  # of a change or a removal, "placed" is no more than a receipt
+    proof = {C.TRADE_ACTION_DEAL: result.deal, C.TRADE_ACTION_PENDING: result.order}.get(result.request.action, is_executed)
     return "unknown" if found in ("done", "partial") and not proof else found
 
 # %% ../../nbs/21_terminal.journal.ipynb #2faad70a
