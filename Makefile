@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity docs readme lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity faults docs readme lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -27,6 +27,7 @@ help:
 	@echo "make format      format and fix what ruff can"
 	@echo "make bench       timings, reported and never asserted"
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
+	@echo "make faults [SCHEDULES=2000]   orders under failures and kills, then the planted bugs that these must find"
 	@echo "make readme      README.md from nbs/index.ipynb"
 	@echo "make docs        the documentation site in _docs (needs Quarto)"
 	@echo "make lock        lock the newest releases that settings.ini admits"
@@ -102,6 +103,10 @@ bench: $(VENV)/.dev
 
 parity: $(VENV)/.external
 	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -m parity --durations=10 tests
+
+faults: $(VENV)/.external
+	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"
+	@$(BIN)/python -m tests.faults.campaign --bugs
 
 # What a contributor runs.
 

@@ -12,7 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
@@ -138,6 +138,8 @@ class RemoteTerminal(Surface):
             self._switch(options)
 
     def _close(self) -> None:
+        with suppress(Refused, Unreachable):  # a lease that can't be given back ends by itself
+            self.release()
         self._transport.close()
 
     def _switch(self, options: Mapping[str, object]) -> None:
@@ -264,8 +266,8 @@ class RemoteTerminal(Surface):
         "Give the lease back."
         with self._calling:
             if self.epoch is not None:
-                self._transport.send_again("POST", "/v1/guard/release", {}, self._headers())
-                self.epoch = None
+                headers, self.epoch = self._headers(), None
+                self._transport.send("POST", "/v1/guard/release", {}, headers)
 
     def _order_sent(self, request: Mapping[str, object]) -> OrderSendResult | None:
         found = self.send(request, secrets.token_hex(32))

@@ -1,6 +1,6 @@
 """Random programs of calls give the same answers on a twin direct and through server and client, and the books balance after each.
 
-`make test` runs a sample; 10,000 steps are `BTCBOT_ROUNDS=500 pytest tests/terminal/test_differential.py`.
+`make test` runs a sample of 400 steps, `make parity` 10,000.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mt5_server.auth import Auth, AuthSettings
 from mt5_server.gate import Gate
 from mt5_server.server import listen
 
-STEPS = 20
+STEPS = 50
 TOKEN = "the-token-of-a-differential-test-run"
 START, LIVE, END = "2024-03-05", "2024-03-05T12:00", "2024-03-08"  # Tuesday to Friday: a rollover each night, the triple one too
 BARS = {digits: synthetic_bars(3, utc_ms(START), utc_ms(END), digits=digits) for digits in {p.symbol.digits for p in PROFILES.values()}}
@@ -305,11 +305,12 @@ class Differential(RuleBasedStateMachine):
         assert all(abs(p.volume / step - round(p.volume / step)) < 1e-6 and p.volume > 0 for p in positions)
 
 
+@pytest.mark.jit
 @pytest.mark.parity
 def test_direct_and_remote_agree(rounds: int) -> None:
-    """Compare them over `rounds` programs of at most 20 steps each."""
+    """Compare them over programs of 50 steps each."""
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    chosen = settings(max_examples=rounds, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, print_blob=True)
+    chosen = settings(max_examples=rounds * 2 // 5, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, print_blob=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TZ", os.environ.get("TZ", "UTC"))
         run_state_machine_as_test(Differential, settings=chosen)
