@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from reference import Deal, Profile, ReferenceAccount, cents
+from reference_orders import Conditions, OrdersAccount
 
 MINUTE = 60_000
 PLAIN = Profile(
@@ -529,3 +530,228 @@ def test_prices_may_come_as_floats_and_must_lie_on_the_grid() -> None:
         ReferenceAccount(PLAIN, [], MINUTE, [])
     with pytest.raises(ValueError, match="side must be"):
         ReferenceAccount(PLAIN, bars, MINUTE, []).open(0, D(1), NONE, NONE, 0)
+
+
+# --- pending orders, netting, close-by, margin and swap modes (reference_orders)
+
+CONDITIONS = Conditions(
+    digits=2,
+    contract_size=D(1),
+    volume_min=D("0.01"),
+    volume_max=D(10),
+    volume_step=D("0.01"),
+    stops_level=0,
+    freeze_level=0,
+    calc_mode="cfd_leverage",
+    leverage=D(10),
+    margin_initial=D(0),
+    margin_rate_long=D(1),
+    margin_rate_short=D(1),
+    margin_rate_pending=D(0),
+    margin_hedged=None,
+    hedged_use_leg=False,
+    stop_out_level=D(50),
+    is_stop_out_in_money=False,
+    commission_per_lot=D(0),
+    commission_bps=D(0),
+    commission_entry=False,
+    commission_exit=False,
+    swap_mode="points",
+    swap_long=D(0),
+    swap_short=D(0),
+    swap_days=(1, 1, 1, 1, 1, 1, 1),
+    slippage_ppm=0,
+    spread_points=0,
+    spread_ppm=0,
+    initial_deposit=D(10_000),
+    is_netting=False,
+    limit_orders=200,
+    limit_positions=200,
+    volume_limit=D(0),
+    gtc_mode="gtc",
+    is_fifo=False,
+    is_hedge_prohibited=False,
+)
+Prices = tuple[int, int, int, int, int]
+GTC, DAY, SPECIFIED = 0, 1, 2
+
+
+def orders(*bars: Prices, midnights: tuple[tuple[int, int], ...] = ((10 * MINUTE, 1),), **changes: Any) -> OrdersAccount:
+    """Return an account on consecutive minute bars in points from time 0, and the conditions changed."""
+    return OrdersAccount(replace(CONDITIONS, **changes), [(i * MINUTE, *bar) for i, bar in enumerate(bars)], MINUTE, midnights)
+
+
+def still(points: int, spread: int = 0) -> Prices:
+    """Return a bar that stays at one price."""
+    return points, points, points, points, spread
+
+
+def deals(run: OrdersAccount) -> list[tuple[int, int, int, int, int, D, int, D]]:
+    """Return time, side, entry, position, reason, lots, price and profit of each deal."""
+    return [(d.time_ms, d.side, d.entry, d.position_id, d.reason, d.lots, d.points, d.profit) for d in run.deals]
+
+
+@pytest.mark.parametrize(
+    ("kind", "price", "time_ms", "fill"),
+    [
+        (2, 9950, 20_000, 9950),  # buy limit: the ask comes down to 99.00 + 0.10 through 99.50
+        (3, 10_050, 40_000, 10_050),  # sell limit: the bid goes up to 101.00
+        (4, 10_060, 40_000, 10_110),  # buy stop: the first ask beyond it is 101.00 + 0.10
+        (5, 9950, 20_000, 9900),  # sell stop: the first bid beyond it is 99.00
+    ],
+)
+def test_pending_order_fills_inside_a_bar(kind: int, price: int, time_ms: int, fill: int) -> None:
+    run = orders((10_000, 10_100, 9900, 10_000, 10))
+    assert run.place(kind, D(1), price, 0, 0, 0, GTC, 0, 3) == (10009, 1)
+    run.advance()
+    assert deals(run) == [(time_ms, 1 if kind % 2 == 0 else -1, 0, 1, 3, D(1), fill, NONE)]
+    assert (run.orders, run.finished[1].state, run.positions[0].ticket) == ([], 4, 1)
+
+
+@pytest.mark.parametrize(("kind", "price", "fill"), [(2, 9900, 9510), (4, 10_050, 10_521)])
+def test_gap_fills_a_limit_better_and_a_stop_worse(kind: int, price: int, fill: int) -> None:
+    # The second bar opens at 95 (ask 95.10) or 105 (ask 105.10; slippage ceil(10510 * 0.001) = 11 points for the stop alone).
+    run = orders(still(10_000, 10), still(9500 if kind == 2 else 10_500, 10), slippage_ppm=1000)
+    run.place(kind, D(1), price, 0, 0, 0, GTC, 0, 0)
+    run.advance()
+    assert [(d.time_ms, d.points) for d in run.deals] == [(60_000, fill)]
+
+
+def test_stop_limit_becomes_a_limit_and_fills_when_the_price_comes_back() -> None:
+    run = orders((10_000, 10_100, 9990, 10_100, 0), (10_100, 10_100, 10_020, 10_080, 0))
+    assert run.place(6, D(1), 10_050, 10_030, 0, 0, GTC, 0, 0) == (10009, 1)
+    run.advance()
+    assert [(o.kind, o.price, o.limit) for o in run.orders] == [(2, 10_030, 0)]
+    run.advance()
+    assert deals(run) == [(80_000, 1, 0, 1, 3, D(1), 10_030, NONE)]
+
+
+def test_attached_stop_works_in_the_bar_of_the_fill() -> None:
+    run = orders((10_000, 10_100, 9900, 9950, 0))
+    run.place(5, D(1), 9990, 0, 10_040, 0, GTC, 0, 7)  # sold at the low, 99.00; then the high, 101.00, is beyond the stop
+    run.advance()
+    assert deals(run) == [(20_000, -1, 0, 1, 3, D(1), 9900, NONE), (40_000, 1, 1, 1, 4, D(1), 10_100, D("-2.00"))]
+    assert [d.magic for d in run.deals] == [7, 7]
+
+
+def test_order_fills_at_its_last_moment_and_not_after() -> None:
+    bars = [still(10_000), still(9900)]
+    for until, state in ((60_000, 4), (59_000, 6)):
+        run = orders(*bars)
+        run.place(2, D(1), 9950, 0, 0, 0, SPECIFIED, until, 0)
+        run.advance()
+        assert run.finished[1].state == state
+    run = orders(*bars)
+    assert run.place(2, D(1), 9950, 0, 0, 0, SPECIFIED, 0, 0) == (10022, 0)
+
+
+def test_day_order_ends_one_millisecond_before_midnight() -> None:
+    run = orders(still(10_000), still(9900), midnights=((MINUTE, 1), (9 * MINUTE, 2)))
+    run.place(2, D(1), 9950, 0, 0, 0, DAY, 0, 0)
+    assert run.orders[0].expiry == 59_999
+    run.advance()
+    assert (run.finished[1].state, run.finished[1].time_ms, run.deals) == (6, 59_999, [])
+
+
+def test_activation_without_money_cancels_the_order() -> None:
+    run = orders((10_000, 10_100, 9900, 10_000, 0), initial_deposit=D(90))
+    run.place(3, D(10), 10_050, 0, 0, 0, GTC, 0, 0)  # 10 * 100.50 / 10 = 100.50 of margin
+    run.advance()
+    assert (run.finished[1].state, run.deals) == (2, [])
+
+
+def test_netting_adds_reduces_and_reverses() -> None:
+    run = orders(still(10_000), still(10_100), still(10_300), is_netting=True, commission_per_lot=D(2), commission_exit=True)
+    run.open(1, D(1), 9000, 0, 1)
+    run.advance()
+    run.open(1, D(2), 0, 12_000, 2)
+    held = run.positions[0]
+    # (1 * 100 + 2 * 101) / 3 = 100.666..., shown 100.67; the later order's levels count.
+    assert (held.ticket, held.lots, held.price, held.shown_price, held.sl, held.tp) == (1, D(3), Fraction(30_200, 3), 10_067, 0, 12_000)
+    run.advance()
+    run.open(-1, D(1), 0, 0, 3)  # 103 - 100.666... = 2.333...
+    assert (held.lots, held.price, held.tp) == (D(2), Fraction(30_200, 3), 12_000)
+    run.open(-1, D(5), 0, 0, 4)  # closes 2: 2 * 2.333... = 4.67; opens 3 at 103.00
+    assert (held.ticket, held.identifier, held.side, held.lots, held.price, held.tp) == (4, 1, -1, D(3), 10_300, 0)
+    assert [(d.entry, d.position_id, d.profit, d.commission) for d in run.deals[2:]] == [
+        (1, 1, D("2.33"), D("-2.00")),
+        (2, 1, D("4.67"), D("-4.00")),  # only the two lots that it closed pay the exit commission
+    ]
+
+
+def test_close_by_books_both_deals_at_the_other_positions_price() -> None:
+    run = orders(still(10_000, 50), commission_per_lot=D(1), commission_exit=True)
+    run.open(1, D(3), 0, 0, 0)  # 100.50
+    run.open(-1, D(2), 0, 0, 0)  # 100.00
+    assert run.close_by(1, 2, 9) == 10009
+    assert deals(run)[2:] == [(0, -1, 3, 1, 3, D(2), 10_000, D("-1.00")), (0, 1, 3, 2, 3, D(2), 10_000, NONE)]
+    assert [(d.order, d.commission, d.magic) for d in run.deals[2:]] == [(3, D("-2.00"), 9)] * 2
+    assert [(p.ticket, p.lots) for p in run.positions] == [(1, D(1))]
+
+
+@pytest.mark.parametrize(
+    ("calc_mode", "margin"), [("cfd_leverage", "20.00"), ("forex", "20.00"), ("cfd", "200.00"), ("forex_no_leverage", "200.00")]
+)
+def test_calc_modes(calc_mode: str, margin: str) -> None:
+    run = orders(still(10_000), calc_mode=calc_mode)
+    run.open(1, D(2), 0, 0, 0)
+    assert run.margin() == D(margin)
+
+
+@pytest.mark.parametrize(
+    ("changes", "margin"),
+    [
+        ({}, "40.00"),  # 3 * 100 / 10 + 1 * 100 / 10
+        ({"hedged_use_leg": True}, "30.00"),
+        ({"margin_hedged": D(0)}, "20.00"),  # two lots uncovered
+        ({"margin_hedged": D("0.5")}, "25.00"),  # and one covered lot of half a contract
+        ({"margin_hedged": D(7), "margin_initial": D(50)}, "107.00"),  # money: 2 * 50 + 1 * 7
+        ({"margin_rate_short": D("0.5")}, "35.00"),
+    ],
+)
+def test_hedged_margin(changes: dict[str, Any], margin: str) -> None:
+    run = orders(still(10_000), **changes)
+    run.open(1, D(3), 0, 0, 0)
+    run.open(-1, D(1), 0, 0, 0)
+    assert run.margin() == D(margin)
+
+
+@pytest.mark.parametrize(
+    ("swap_mode", "swap"),
+    [
+        ("points", "-0.75"),  # 3 lots * 25 points of 0.01
+        ("deposit", "-75.00"),  # 3 lots * 25
+        ("interest_current", "-0.23"),  # 3 * 110 * 25 % / 360 = 0.229
+        ("interest_open", "-0.21"),  # 3 * 100 * 25 % / 360 = 0.208
+    ],
+)
+def test_swap_modes(swap_mode: str, swap: str) -> None:
+    run = orders(still(10_000), still(11_000), midnights=((MINUTE, 1),), swap_mode=swap_mode, swap_long=D(-25))
+    run.open(1, D(3), 0, 0, 0)
+    run.advance()
+    assert run.positions[0].swap == D(swap)
+
+
+def test_stop_out_drops_orders_before_positions() -> None:
+    # 8 lots hold 80.00, the orders 12.00 and 6.00; at 94.50 the equity is 100 - 44 = 56, under 60 % of 98 (58.80) but not of 86 (51.60).
+    run = orders(still(10_000), still(9450), initial_deposit=D(100), margin_rate_pending=D(1), stop_out_level=D(60))
+    run.open(1, D(8), 0, 0, 0)
+    assert run.place(4, D("0.5"), 12_000, 0, 0, 0, GTC, 0, 0) == (10009, 2)
+    assert run.place(4, D(1), 12_000, 0, 0, 0, GTC, 0, 0) == (10009, 3)
+    assert run.margin() == D("98.00")
+    run.advance()
+    assert [o.ticket for o in run.orders] == [2]
+    assert (run.finished[3].state, len(run.positions)) == (2, 1)
+
+
+def test_a_position_opened_after_midnight_does_not_pay_that_night() -> None:
+    run = OrdersAccount(
+        replace(CONDITIONS, swap_long=D(-25)), [(0, *still(10_000)), (10 * MINUTE, *still(10_000))], MINUTE, ((5 * MINUTE, 1),)
+    )
+    while run.next_ms() < MINUTE:
+        run.advance_tick()
+    run.open(1, D(1), 0, 0, 0)
+    run.wait(6 * MINUTE)
+    run.open(1, D(1), 0, 0, 0)
+    run.advance()
+    assert [p.swap for p in run.positions] == [D("-0.25"), NONE]

@@ -31,6 +31,7 @@ from btcbot.engine.account import (
     SO_EQUITY,
     SO_MARGIN,
     SWAP,
+    TIME_OPEN,
     TP,
     close_row_nb,
     equity_nb,
@@ -60,13 +61,15 @@ from btcbot.engine.conditions import (
 # %% ../../nbs/12_engine.bars.ipynb #23f99f7e
 @kernel
 def rollover_nb(params: I8, account: I8, positions: I8, rollovers: I8, time: int) -> bool:
-    "Charge swap for each server midnight up to `time`; return True if there was one."
+    "Charge swap for each server midnight up to `time`, to positions that were open then; return True if there was one."
     first = account[ROLLOVERS_DONE]
     while account[ROLLOVERS_DONE] < rollovers.shape[0] and rollovers[account[ROLLOVERS_DONE], 0] <= time:
-        days = rollovers[account[ROLLOVERS_DONE], 1]
+        night, days = rollovers[account[ROLLOVERS_DONE], 0], rollovers[account[ROLLOVERS_DONE], 1]
         account[ROLLOVERS_DONE] += 1
         for k in range(account[N_POSITIONS]):
             position = positions[k]
+            if position[TIME_OPEN] >= night:  # opened after that midnight, before the first quote after it
+                continue
             amount = position[POSITION_VOLUME] * (params[SWAP_LONG_NUM] if position[SIDE] > 0 else params[SWAP_SHORT_NUM]) * days
             if params[SWAP_KIND] == SWAP_OF_PRICE:
                 amount *= account[BID] if position[SIDE] > 0 else account[ASK]

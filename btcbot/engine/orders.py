@@ -50,6 +50,7 @@ from btcbot.engine.account import (
     POSITION_VOLUME,
     PRICE,
     REJECTED,
+    ROLLOVERS_DONE,
     SIDE,
     TOO_MANY,
     TOO_MANY_ORDERS,
@@ -273,8 +274,10 @@ def tick_nb(
         return
     set_quote_nb(params, account, time, bid, ask)
     if rollover_nb(params, account, positions, rollovers, time) and params[GTC_MODE] > 0:
+        night = rollovers[account[ROLLOVERS_DONE] - 1, 0]
         for k in range(account[N_ORDERS] - 1, -1, -1):
-            _drop_nb(params, account, orders, events, k, STATE_EXPIRED, CAUSE_DAY_END)
+            if orders[k, ORDER_TIME] < night:
+                _drop_nb(params, account, orders, events, k, STATE_EXPIRED, CAUSE_DAY_END)
     pendings_nb(params, account, positions, orders, deals, events, is_real)
     stops_nb(params, account, positions, deals, is_real)
     _free_margin_nb(params, account, positions, orders, events)
