@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8
-from .indicators import atr_nb, extreme_nb, sma_nb
+from .old import atr_nb, extreme_nb, sma_nb
 from ..market.bars import CLOSE, HIGH, LOW, bar_block
 
 # %% ../../nbs/41_features.engineering.ipynb #33f0b50a

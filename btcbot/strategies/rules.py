@@ -28,7 +28,7 @@ from btcbot.engine.risk import (
     TIME_LIMIT,
     TRAILING,
 )
-from ..features.indicators import atr_step_nb, extreme_step_nb, sma_step_nb
+from ..features.old import atr_step_nb, extreme_step_nb, sma_step_nb
 from ..market.bars import CLOSE, HIGH, LOW, TIME, timeframe_ms
 from .base import Strategy
 
