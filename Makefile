@@ -70,31 +70,39 @@ lab: $(VENV)/.base
 	@exec $(BIN)/python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/tutorials
 
 # Every check, in the order of continuous integration. Slow: the notebooks with the JIT on (they compile the kernels), the same in plain Python
-# under coverage (but for those that export nothing), and the wheel in an empty environment (it downloads the base set).
+# under coverage (but for those that export nothing), and the wheel in an empty environment (it downloads the base set). Each step says when it
+# began. The first two share WORKERS processes: `worksteal` keeps what a module's tests set up in one place until a process has nothing left to do.
+
+WORKERS := 2
+BEGAN := $(shell date +%s)
+AFTER = after $$(($$(date +%s) - $(BEGAN))) s
 
 test: $(VENV)/.external
-	@echo "== 1/6 Notebooks are clean"
+	@echo "== 1/6 Notebooks are clean ($(AFTER))"
 	@$(UNCHANGED) $(BIN)/nbdev-clean
 	@$(UNCHANGED) $(BIN)/nbdev-clean --fname papermill_jobs
-	@echo "== 2/6 The package is what the notebooks export"
+	@echo "== 2/6 The package is what the notebooks export ($(AFTER))"
 	@$(UNCHANGED) $(BIN)/nbdev-export
-	@echo "== 3/6 Lint, format, types, suppressed checks"
+	@echo "== 3/6 Lint, format, types, suppressed checks ($(AFTER))"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check mt5_server tests benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/python tests/check_suppressions.py
 	@$(BIN)/python tests/check_readme.py
-	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on"
-	@$(BIN)/nbdev-test --n-workers 2 --timing
+	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on ($(AFTER))"
+	@$(BIN)/nbdev-test --n-workers $(WORKERS) --timing
 	@$(BIN)/python -m pytest -q -m jit --durations=5 tests
-	@echo "== 5/6 Notebooks, jobs and tests in plain Python, under coverage"
+	@echo "== 5/6 Notebooks, jobs and tests in plain Python, under coverage ($(AFTER))"
 	@$(BIN)/coverage erase
-	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -m "not jit" --durations=10 \
+	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -n $(WORKERS) --dist worksteal -m "not jit" --durations=10 \
 		--ignore=nbs/tutorials --ignore=nbs/index.ipynb nbs papermill_jobs tests
+	@# Tests kill processes, also while they write what they measured: such a file lacks the part of its name that a whole one gets last.
+	@rm -f .coverage.*.X??????x
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
-	@echo "== 6/6 The wheel in an empty environment"
+	@echo "== 6/6 The wheel in an empty environment ($(AFTER))"
 	@$(BIN)/python -m pytest -q --durations=3 tests/check_wheel.py
+	@echo "== All passed ($(AFTER))"
 
 # Long runs, which are no part of `make test`.
 

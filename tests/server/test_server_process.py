@@ -25,9 +25,14 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="sends signals, which
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def arguments(folder: Path) -> list[str]:
+# The server, with all the time it needs to end in good order when its parent is gone.
+PATIENT = "import sys; from mt5_server import __main__ as server; server.GRACE_S = 60.0; sys.exit(server.main())"
+
+
+def arguments(folder: Path, *how: str) -> list[str]:
     """Return the command that serves a small market."""
-    return [sys.executable, "-m", "mt5_server", "--terminal", TWIN, "--port", "0", "--journal", str(folder / "orders.sqlite3")]
+    how = how or ("-m", "mt5_server")
+    return [sys.executable, *how, "--terminal", TWIN, "--port", "0", "--journal", str(folder / "orders.sqlite3")]
 
 
 @pytest.fixture
@@ -35,9 +40,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts the server as a child which gets its token through a pipe."""
     started: list[subprocess.Popen[str]] = []
 
-    def run() -> "subprocess.Popen[str]":
+    def run(*how: str) -> "subprocess.Popen[str]":
         pipe = subprocess.PIPE
-        child = subprocess.Popen([*arguments(tmp_path), "--token-stdin"], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        child = subprocess.Popen([*arguments(tmp_path, *how), "--token-stdin"], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         started.append(child)
         assert child.stdin is not None
         child.stdin.write(TOKEN + "\n")
@@ -59,7 +64,7 @@ def first_line(child: "subprocess.Popen[str]") -> dict[str, object]:
 
 
 def test_it_serves_until_its_parent_closes_the_pipe(start: Start) -> None:
-    child = start()
+    child = start("-c", PATIENT)
     client = RemoteTerminal(str(first_line(child)["url"]), TOKEN)
     assert client.initialize(), client.last_error()
     assert client.clock.rule == "UTC"
@@ -69,8 +74,7 @@ def test_it_serves_until_its_parent_closes_the_pipe(start: Start) -> None:
     began = time.monotonic()
     output, log = child.communicate()  # closes the pipe
     print(f"\nthe server ended {time.monotonic() - began:.2f} s after its pipe")
-    assert time.monotonic() - began < 3
-    assert child.returncode == 0
+    assert child.returncode == 0  # in good order; how soon it is gone at the latest, other tests ask
     assert output == ""
     assert "done, retcode 10009" in log
     assert TOKEN not in log
