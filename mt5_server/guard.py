@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from btcbot.core.database import open_database
 from btcbot.core.errors import BtcbotError
 from btcbot.terminal.contract import MQL, C, SymbolInfo, Tick, TradeOrder, TradePosition
+from btcbot.terminal.evidence import DAY_MS, Look, Promise, look_calls, look_from
 from btcbot.terminal.journal import magic_for, marker, order_key
-from btcbot.terminal.settlement import DAY_MS, Look, Promise, look_calls, look_from
 from btcbot.terminal.wire import Call, Json
 from mt5_server.limits import (
     THE_GUARD,

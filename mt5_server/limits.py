@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol, Self
 
 from btcbot.core.errors import BtcbotError
 from btcbot.terminal.contract import C, TradePosition
-from btcbot.terminal.settlement import Look, Promise
+from btcbot.terminal.evidence import Look, Promise
 from btcbot.terminal.wire import Answer, Call
 from mt5_server.refusal import Refusal
 

@@ -17,25 +17,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal, Protocol, cast
 
 from btcbot.terminal.contract import C, InvalidArgument, OrderSendResult, TradeRequest, request_from
-from btcbot.terminal.journal import Entry, JournalConflict, OrderJournal, Outcome, State, classify, outcome
-from btcbot.terminal.settlement import (
+from btcbot.terminal.evidence import (
     DAY_MS,
-    HORIZON_MS,
     LEAVE_TICKETS,
-    Claims,
     Look,
     Promise,
     Tickets,
-    Verdict,
-    already_there,
     baseline_from,
-    claims_of,
     history_since,
     look_calls,
     look_from,
     promise_from,
-    settle,
 )
+from btcbot.terminal.journal import Entry, JournalConflict, OrderJournal, Outcome, State, classify, outcome
+from btcbot.terminal.settlement import HORIZON_MS, Claims, Verdict, already_there, claims_of, settle
 from btcbot.terminal.wire import Answer, Call, Json, answer_from_wire, answer_to_wire, encode
 from mt5_server.limits import THE_GUARD, Door, Quote, Refusal, Submission, adds_risk
 
@@ -43,10 +38,11 @@ __all__ = ["OrderAnswer", "OrderSettings", "Orders", "Quote", "Refusal", "Submis
 
 _log = logging.getLogger(__name__)
 _UNDECIDED: Final = ("intent", "sent", "unknown")
-_ACTIONS: Final = (*LEAVE_TICKETS, C.TRADE_ACTION_SLTP, C.TRADE_ACTION_MODIFY, C.TRADE_ACTION_REMOVE)
+_CHANGES: Final = (C.TRADE_ACTION_SLTP, C.TRADE_ACTION_MODIFY, C.TRADE_ACTION_REMOVE)
+_ACTIONS: Final = (*LEAVE_TICKETS, *_CHANGES)
 _HOUR_MS: Final = 3_600_000
 MAX_LOOKS: Final = 400
-How = Literal["", "answer", "looks", "found", "refusal", "stopped", "person"]
+How = Literal["", "answer", "looks", "moot", "found", "refusal", "stopped", "person"]
 
 
 class Watchman(Protocol):
@@ -205,6 +201,7 @@ class Orders:
     def _submit(self, submission: Submission, asked: Promise, caller: object) -> OrderAnswer:
         symbol = asked.symbol or self._symbol_of(asked)
         seen = self._look(symbol, history_since(self._server_ms))
+        self._learn(seen)
         is_entry = adds_risk(asked, seen)
         if (there := already_there(asked, seen)) is not None:
             _log.error("Order %s: %s It was sent before, and this journal doesn't know of it", asked.key[:16], there.why)
@@ -455,6 +452,16 @@ class Orders:
             self._adopted_at = self._monotonic()
             self._adopt()
 
+    def _learn(self, seen: Look) -> None:
+        """Settle the changes that a look shows to be in force: the order that is sent next may be what hides them."""
+        with self._lock:
+            changes = {key: watch for key, watch in self._watches.items() if watch.promise.number("action") in _CHANGES}
+        for key, watch in changes.items():
+            verdict = settle(watch.promise, [seen])
+            if verdict.outcome == "done":
+                self._count("orders_settled_total", outcome="done")
+                self._conclude(self._written(key), verdict, "looks")
+
     @staticmethod
     def _since(promise: Promise) -> int:
         return promise.baseline.since_ms if promise.baseline else 0
@@ -469,7 +476,7 @@ class Orders:
             self.guard.halt(f"Order {key[:16]}: {verdict.why}", "server")
         if verdict.outcome != "unknown":
             self._count("orders_settled_total", outcome=verdict.outcome)
-            self._conclude(self._written(key), verdict, "looks")
+            self._conclude(self._written(key), verdict, "moot" if verdict.is_moot else "looks")
         elif not watch.is_alarmed and self._monotonic() - watch.since >= self.settings.alarm_after_s:
             watch.is_alarmed = True
             self._count("order_alarms_total")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from btcbot.market.clock import server_clock, to_utc
-from btcbot.terminal import journal, settlement
+from btcbot.terminal import evidence, journal, settlement
+from btcbot.terminal.evidence import Look, Promise
 from btcbot.terminal.journal import OrderJournal
-from btcbot.terminal.settlement import Look, Promise, Verdict
+from btcbot.terminal.settlement import Claims, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ def bug(where: Literal["server", "client"], what: str) -> Callable[[Callable[[],
 
 
 def everywhere(name: str, value: object) -> None:
-    """Replace a function of `btcbot.terminal.settlement` or `.journal` wherever it was imported to."""
+    """Replace a function of `btcbot.terminal.journal`, `.evidence` or `.settlement` wherever it was imported to."""
     from mt5_server import guard, orders
 
-    for module in (journal, settlement, orders, guard):
-        if hasattr(module, name):
-            setattr(module, name, value)
+    modules = [module for module in (journal, evidence, settlement, orders, guard) if hasattr(module, name)]
+    assert modules, f"nothing is called {name}: the bug isn't planted"
+    for module in modules:
+        setattr(module, name, value)
 
 
 # ---- the journal
@@ -108,7 +110,7 @@ def empty_look_is_proof() -> None:
 
 @bug("server", "a look that failed is taken for an empty one")
 def none_is_empty() -> None:
-    look_from = settlement.look_from
+    look_from = evidence.look_from
 
     def careless(answers: Sequence[Any]) -> Look:
         seen = look_from(answers)
@@ -127,7 +129,7 @@ def comment_only() -> None:
 
 @bug("server", "the history is read up to now in UTC, not on the server's clock")
 def window_ends_now() -> None:
-    look_calls = settlement.look_calls
+    look_calls = evidence.look_calls
 
     def short(symbol: str, since_ms: int = 0, server_ms: int = 0, utc_ms: int | None = None) -> list[Any]:
         calls = look_calls(symbol, since_ms, server_ms, utc_ms)
@@ -140,26 +142,25 @@ def window_ends_now() -> None:
 
 @bug("server", "an order is looked for among the positions, by their magic")
 def positions_only() -> None:
-    found = settlement.traces
+    found = evidence.traces
 
     def blind(seen: Look) -> Any:
         return found(replace(seen, orders=(), history=(), deals=()))
 
     everywhere("traces", blind)
-    everywhere("_unexplained", lambda promise, seen: False)
+    everywhere("_shrank", lambda promise, seen: False)
+    everywhere("_moved", lambda promise, seen: False)
 
 
 @bug("server", "of two orders that look alike the first is taken")
 def guesses() -> None:
     others = settlement._others
 
-    def guess(promise: Promise, every: Any, claimed: frozenset[int], rivals: int) -> Any:
-        verdict = others(promise, every, frozenset(), 0)
+    def guess(promise: Promise, every: Any, claimed: Claims, rivals: int) -> Any:
+        verdict = others(promise, every, Claims(), 0)
         if isinstance(verdict, Verdict):
             return [
-                trace
-                for trace in settlement._new(promise, every, frozenset())
-                if settlement._alike(promise, trace, promise.number("magic"))
+                trace for trace in settlement._new(promise, every, Claims()) if settlement._alike(promise, trace, promise.number("magic"))
             ][:1]
         return verdict
 

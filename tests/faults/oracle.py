@@ -120,7 +120,8 @@ def _once(case: Case) -> list[str]:
 def _settled(case: Case) -> list[str]:
     """Every key is settled, and says what the broker did."""
     effects, wrong = _effects(case), list[str]()
-    known = {row.request for row in case.server}
+    known = Counter(row.request for row in case.server)
+    wrong += [f"{times} keys for one order: {request}" for request, times in known.items() if times > 1]
     for request, answers in effects.items():
         if request not in known:
             wrong.append(f"executed without a line in the server's journal: {request} -> {answers}")
@@ -133,11 +134,17 @@ def _settled(case: Case) -> list[str]:
         removed = {other[2] for other in effects if other[0] == C.TRADE_ACTION_REMOVE}
         is_satisfied = is_satisfied or (row.request[0] == C.TRADE_ACTION_REMOVE and row.request[2] in removed)  # by another request
         is_placed = row.request[0] == C.TRADE_ACTION_PENDING and f"[{C.TRADE_RETCODE_PLACED}, 0," in json.dumps(row.result)
+        own = {order for code, order, _ in answers if code in DONE}
+        named = int(row.result.get("order") or 0) if isinstance(row.result, dict) else 0
+        if _is_late_twin(case, row):
+            continue
+        if row.state == "done" and row.request[0] in (C.TRADE_ACTION_DEAL, C.TRADE_ACTION_PENDING) and named and own and named not in own:
+            wrong.append(f"done, but by another order ({named}): {row.about} {answers}")
         if row.state == "done" and not (
             is_done or is_satisfied or is_placed
         ):  # placed, with a ticket; what it dies of later is another thing
             wrong.append(f"done, but the broker did nothing: {row.about} {answers}")
-        elif row.state == "not_done" and is_done:
+        elif row.state == "not_done" and is_done and not _is_moot(case, row):
             wrong.append(f"not done, but the broker executed it: {row.about} {answers}")
         elif row.state in ("intent", "sent"):
             wrong.append(f"never settled ({row.state}): {row.about} {answers}")
@@ -147,12 +154,38 @@ def _settled(case: Case) -> list[str]:
 
 
 def _may_halt(case: Case, row: Row) -> bool:
-    """Tell whether nobody can know: a program without marks that has a twin of this order, or a change whose object is gone."""
-    action = row.request[0]
-    if action in (C.TRADE_ACTION_SLTP, C.TRADE_ACTION_MODIFY, C.TRADE_ACTION_REMOVE):
-        return True
+    """Tell whether nobody can know: a program without marks that has a twin of this order."""
     same = [other for other in case.server if _look(other.request) == _look(row.request)]
     return case.schedule.kind == "foreign" and len(same) > 1
+
+
+def _is_late_twin(case: Case, row: Row) -> bool:
+    """Tell whether the broker executed one of several unmarked orders that look alike later than anybody has to wait for it.
+
+    Nothing tells which of them it was. As many must be done as were executed, or one is left for a person to decide.
+    """
+    same = [other for other in case.server if _look(other.request) == _look(row.request)]
+    if case.schedule.kind != "foreign" or not _may_adopt(case) or len(same) < 2 or row.state not in ("done", "not_done"):
+        return False
+    done = {request for _, request, code, _, _ in case.truth.executed if code in DONE}
+    executed, told = sum(other.request in done for other in same), sum(other.state == "done" for other in same)
+    return executed == told or (executed > told and any(other.state == "unknown" for other in same))
+
+
+def _is_moot(case: Case, row: Row) -> bool:
+    """Tell whether the server says that nobody can know what became of a change, and its object is gone or was changed again indeed."""
+    if not isinstance(row.result, dict) or row.result.get("by") != "moot":
+        return False
+    place = 15 if row.request[0] == C.TRADE_ACTION_SLTP else 2  # position or order
+    about = row.request[place]
+    if place == 15 and all(position["ticket"] != about for position in case.truth.positions):
+        return True
+    changes = [
+        request
+        for _, request, code, _, _ in case.truth.executed
+        if request[0] == row.request[0] and request[place] == about and code in DONE
+    ]
+    return changes[-1] != row.request
 
 
 def _may_adopt(case: Case) -> bool:
@@ -171,7 +204,7 @@ def _agreed(case: Case) -> list[str]:
     for row in case.client:
         is_done = any(code in DONE for code, _, _ in effects.get(row.request, []))
         theirs = server.get(row.key)
-        if row.state == "not_done" and is_done and not (theirs is not None and theirs.is_adopted):
+        if row.state == "not_done" and is_done and not (theirs is not None and (theirs.is_adopted or _is_moot(case, theirs))):
             wrong.append(f"the trader believes not done, the broker executed it: {row.about}")
         elif row.state == "done" and (theirs is None or theirs.state != "done"):
             wrong.append(f"the trader believes done, the server {theirs.state if theirs else 'never heard of it'}: {row.about}")

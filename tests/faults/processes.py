@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ import pandas as pd
 import requests
 
 from btcbot.market.synthetic import synthetic_bars
-from btcbot.terminal.contract import request_from
+from btcbot.terminal.contract import C, request_from
 from btcbot.terminal.faults import Effect, Fault, FaultPlan, plan_from_text
 from btcbot.terminal.faults import Quote as Prices
 from btcbot.terminal.journal import Entry, OrderJournal, magic_for, marker, order_key
@@ -35,6 +36,8 @@ TOKEN = "a-token-of-the-fault-campaign-of-enough-length"
 WORKER_KEY = "a-key-of-the-fault-campaign"
 START_MS = 1_709_640_000_000  # Tuesday 2024-03-05 12:00 UTC, every session is open
 STEP_S = 0.03  # between two looks of the server; three market seconds
+LATE_S = 5.0  # longest wait for what the broker executes later than it answers
+CHANGES = (C.TRADE_ACTION_SLTP, C.TRADE_ACTION_MODIFY, C.TRADE_ACTION_REMOVE)
 SEND_S = 0.4  # longest wait for the terminal's answer to an order; forty market seconds
 
 
@@ -105,6 +108,15 @@ def broker(schedule: Schedule) -> None:
 
     struck: Counter[str] = Counter()
     _count(struck)
+    struck_with = Twin._struck
+
+    def possible(self: Twin, effect: Effect, client: Any, name: str, arguments: tuple[Any, ...], keywords: Any) -> object:
+        """No broker says that a change is done before it is: there is no deal that could follow."""
+        is_change = name == "order_send" and arguments[0]["action"] in CHANGES
+        is_early = is_change and effect.retcode == C.TRADE_RETCODE_DONE
+        return struck_with(self, replace(effect, late_ms=0) if is_early else effect, client, name, arguments, keywords)
+
+    Twin._struck = possible
     twin = Twin(market(), schedule.broker(), "M1", START_MS, speed=SPEED, faults=plan_from_text(schedule.faults))
 
     def listen() -> None:
@@ -121,11 +133,16 @@ def broker(schedule: Schedule) -> None:
 
 
 def truth(twin: Any, struck: Counter[str]) -> str:
-    """Return what the broker knows, whatever it tells its clients."""
-    broker = twin.broker
+    """Return what the broker knows, whatever it tells its clients, once it has executed all that it was sent."""
+    broker, until = twin.broker, time.monotonic() + LATE_S
+    while time.monotonic() < until:
+        with twin.lock:
+            twin._pass(twin._clock.now())
+            broker.drain()
+            if broker.due is None:
+                break
+        time.sleep(0.005)
     account = broker.answer("account_info", (), {})
-    with twin.lock:
-        broker.drain()
     deals = [deal._asdict() for deal in broker.all_deals()]
     positions = [position._asdict() for position in broker.answer("positions_get", (), {})]
     executed = [[now, list(request), code, order, deal] for now, request, code, order, deal in broker.executed]
@@ -300,10 +317,11 @@ class Trader:
         return self.journal.get(key)
 
     def submit(self, key: str, request: dict[str, Any], **conditions: Any) -> str:
-        """Send an order once more, or for the first time; the key makes it one."""
-        entry = self.journal.begin(key, request)
+        """Send an order once more, or for the first time, under the conditions of the first time; the key makes it one."""
+        entry = self.journal.begin(key, request, json.dumps(conditions))
         if entry.state in ("done", "not_done"):
             return entry.state
+        conditions = json.loads(entry.context)
         if IS_AGAIN:
             conditions["is_again"] = not entry.is_new
         sent = self.mt5.send(request, key, **conditions)
@@ -400,8 +418,13 @@ def warm() -> None:
     for faults in ("", "spread@0+1000"):
         twin = Twin(market(), schedule.broker(), "M1", START_MS, faults=plan_from_text(faults))
         twin.initialize()
-        twin.order_send({"action": 1, "symbol": "BTCUSD", "volume": 0.01, "type": 0, "type_filling": 1})
-        twin.advance(2)
+        kinds = ({"action": 1, "type": 0}, {"action": 5, "type": 2, "price": 1000.0}, {"action": 6, "position": 1, "sl": 1000.0})
+        changes = ({"action": 7, "order": 2, "price": 1001.0}, {"action": 8, "order": 2}, {"action": 1, "type": 1, "position": 1})
+        for fields in (*kinds, *changes):  # what isn't compiled now would be in each broker, while somebody waits for it
+            volume = {"volume": 0.01, "type_filling": 2 if fields["action"] == 5 else 1} if fields["action"] in (1, 5) else {}
+            sent = twin.order_send({"symbol": "BTCUSD", **fields, **volume})
+            assert sent is not None and sent.retcode == C.TRADE_RETCODE_DONE, sent
+            twin.advance(2)
     with (
         tempfile.TemporaryDirectory() as folder,
         OrderJournal(Path(folder) / "j.sqlite3") as journal,

@@ -89,7 +89,7 @@ TARGETS = tuple(
     (kind, process, name)
     for process, points in (("server", SERVER_POINTS), ("client", CLIENT_POINTS))
     for name in dict.fromkeys(point.partition(".")[0] for point in points)
-    for kind in FAULT_KINDS * (3 if name == "adopt" else 1)  # the rarest
+    for kind in FAULT_KINDS * {"adopt": 3, "sent": 2}.get(name, 1)  # the rarest
 )
 _ABOUT = {"stops": "entry", "close": "entry", "modify": "pending", "remove": "pending"}
 ORDERS = ("entry", "pending", "stops", "close", "modify", "remove")
@@ -204,13 +204,18 @@ def draw(seed: int, is_cold: bool = False) -> Schedule:
     weights = [4 if one[0] == "client" and one[1].startswith(("unknown", "not_done")) else 1 for one in others]
     for other_process, other_point in chance.choices(others, weights, k=chance.randint(0, 2)):
         kills.append(Kill(other_process, other_point, chance.choice((1, 1, 2))))
+    delay_ms = DELAYS_MS[seed // 5 % 3]
+    if is_foreign and chance.random() < 0.25:  # of some that look alike one is lost, and the history shows the one before it too late
+        profile, delay_ms, steps = "netting-eet", 20_000, (steps[0], steps[0], steps[0], Step("close", on=0), Step("entry", steps[0].side))
+        faults = [Fault("lost_request", "order_send", 3, size=chance.choice(LOST_REQUEST)), *(fault for fault in faults if not fault.call)]
+        kills = [replace(one, nth=one.nth + 3 * (not one.point.startswith(("unknown", "not_done", "adopt")))) for one in kills]
     return Schedule(
         seed,
         "foreign" if is_foreign else "trader",
         profile,
         COMMENT_RULES[seed // 7 % 4],
         bool(seed // 3 % 2),
-        DELAYS_MS[seed // 5 % 3],
+        delay_ms,
         steps,
         str(FaultPlan.of(faults)),
         tuple(kills),

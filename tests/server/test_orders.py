@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_broker import HEDGING, NETTING, DirectGate, ModelBroker, Plan
+from model_broker import HEDGING, NETTING, DirectGate, ModelBroker, Plan, but
 
 from btcbot.terminal.contract import C, OrderSendResult
 from btcbot.terminal.journal import OrderJournal, magic_for, marker, order_key
@@ -246,6 +246,35 @@ def test_stops_pending_orders_and_close_by_are_settled_by_state(house: House, br
         assert house.outcome(f"by-{number}") == ("done" if is_executed else "not_done")
 
 
+def test_the_look_before_the_next_order_settles_a_change(house: House, broker: ModelBroker) -> None:
+    position = int(str(house.order("key-0001").tickets["order"]))
+    stops = {"action": C.TRADE_ACTION_SLTP, "symbol": "BTCUSD", "position": position}
+    for key, level, is_executed, found in (("key-0002", 47_000.0, True, "done"), ("key-0003", 48_000.0, False, "unknown")):
+        broker.plans.append(Plan(error=-10002, is_executed=is_executed))
+        assert house.order(key, {**stops, "sl": level}).outcome == "unknown"
+        house.order(f"{key}-next", {**stops, "sl": level + 500})  # it hides what became of the first
+        assert house.outcome(key) == found
+    assert house.orders.counters['btcbot_server_orders_settled_total{outcome="done"}'] == 1
+
+
+@pytest.mark.parametrize("what", ["gone", "changed", "untouched"])
+def test_a_change_of_which_nothing_is_left_is_moot(house: House, broker: ModelBroker, what: str) -> None:
+    position = int(str(house.order("key-0001").tickets["order"]))
+    broker.plans.append(Plan(error=-10002, is_executed=what != "untouched"))
+    house.order("key-0002", {"action": C.TRADE_ACTION_SLTP, "symbol": "BTCUSD", "position": position, "sl": 49_000.0})
+    if what == "gone":
+        broker.stop_out(position)
+    elif what == "changed":
+        broker.positions[position] = but(broker.positions[position], sl=47_000.0)
+    house.pass_time(20)
+    assert house.outcome("key-0002") == "unknown"
+    house.pass_time(20)
+    found = house.orders.get("key-0002")
+    assert found is not None
+    assert (found.outcome, found.by) == ("not_done", "looks" if what == "untouched" else "moot")
+    assert not house.orders.is_blocked("BTCUSD")
+
+
 def test_nothing_is_concluded_from_a_terminal_that_is_cut_off(house: House, broker: ModelBroker) -> None:
     broker.plans.append(Plan(error=-10005, late_ms=3_000))
     key, request = own("x")
@@ -317,8 +346,6 @@ def test_a_broker_that_drops_all_marks_halts_the_server(house: House, broker: Mo
 
 
 def _strip(broker: ModelBroker) -> None:
-    from model_broker import but
-
     broker.positions = {t: but(p, magic=0) for t, p in broker.positions.items()}
     broker.deals = [(at, but(d, magic=0)) for at, d in broker.deals]
     broker.history = [(at, but(o, magic=0)) for at, o in broker.history]
