@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_features import certify
 from .cli_data import clean, data_app, ingest, prepared, store_app
 from .cli_terminal import terminal_app
 from .core.errors import BtcbotError
@@ -42,6 +43,7 @@ def _btcbot(
 # %% ../nbs/91_cli.ipynb #4618bcb1
 app.command()(ingest)
 app.command()(clean)
+app.command()(certify)
 app.add_typer(store_app, name="store")
 app.add_typer(data_app, name="data")
 app.add_typer(terminal_app, name="terminal")

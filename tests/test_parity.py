@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from btcbot.backtest.backtester import Backtester
+from btcbot.data.certificates import CertificateFile
 from btcbot.data.files import read_bars
+from btcbot.features.causality import certify
 from btcbot.market.bars import time_ms
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES
@@ -37,7 +39,10 @@ def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: st
     twin = Twin(bars, profile, start=start)
     twin.initialize()
     with OrderJournal(folder / f"{strategy_name}-{profile_name}.sqlite") as journal:
-        trader = Trader(twin, strategy, profile, twin.clock, journal)
+        with CertificateFile(folder / "certificates.sqlite") as certificates:
+            if certificates.find(strategy.code_hash) is None:
+                certificates.save(certify(strategy, bars))
+            trader = Trader(twin, strategy, profile, twin.clock, journal, certificates=certificates)
         is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), 60_000)
         trader.warm_up(bars[is_open & (bars.index < pd.Timestamp(start, tz="UTC"))])
         record = trader.run()

@@ -67,7 +67,7 @@ def cells(notebook: Path) -> list[tuple[str, str]]:
 def module_of(notebook: Path) -> str | None:
     """Return the module that a notebook makes, None for a story or a job."""
     found = (re.search(r"^#\|\s*default_exp\s+(\S+)", text, re.M) for kind, text in cells(notebook) if kind == "code")
-    return next((match[1] for match in found if match), None)
+    return next((match[1].removesuffix(".__init__") for match in found if match), None)
 
 
 def code_of(notebook: Path) -> str:
@@ -257,7 +257,8 @@ def violations(importer: str, code: str) -> list[str]:
 def test_a_notebook_imports_from_rooms_above(module: str) -> None:
     assert room_of(module) in ROOMS
     code = code_of(MODULES[module])
-    exported = (ROOT / "btcbot" / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    made = ROOT / "btcbot" / module.replace(".", "/")
+    exported = (made / "__init__.py" if made.is_dir() else made.with_name(f"{made.name}.py")).read_text(encoding="utf-8")
     # An example may start the server that its room talks to; what is exported may not.
     assert not any(name.split(".")[0] == "mt5_server" for name in imported(exported))
     assert [name for name in violations(module, code) if not name.startswith("mt5_server")] == []

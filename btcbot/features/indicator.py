@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/features.indicator.html.md"""
 
 # %% auto #0
 __all__ = ['NEVER', 'ADDRESS', 'PARAMS', 'FLOATS', 'INTS', 'INPUTS', 'OUTPUTS', 'WARM_UP', 'N_STEP', 'Values', 'INDICATORS',
-           'Class', 'Plan', 'run_steps_nb', 'Program', 'Indicator', 'compute', 'compute_all', 'register',
+           'Class', 'Plan', 'run_steps_nb', 'places', 'Program', 'Indicator', 'compute', 'compute_all', 'register',
            'make_indicator']
 
 # %% ../../nbs/42_features.indicator.ipynb #607bcc6a
@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, PACKAGE, kernel, kernel_sources
-from ..core.steps import Step, call_step_nb, row_address, row_nb, step_address
+from ..core.steps import Step, call_step_nb, row_address, row_nb, step_address, table_nb
 from .windows import BLOCK
 
 if TYPE_CHECKING:
@@ -49,26 +49,68 @@ ADDRESS, PARAMS, FLOATS, INTS, INPUTS, OUTPUTS, WARM_UP, N_STEP = range(8)   # c
 
 
 @kernel
+def _gather_nb(place: I8, start: int, x: F8) -> None:
+    "Copy values of a row, wherever they stand, to `x`."
+    count, stride = x.shape[0], place[1]
+    row = row_nb(place[0] + 8 * stride * start, stride * (count - 1) + 1)
+    if stride == 1:
+        for i in range(count):
+            x[i] = row[i]
+    else:
+        for i in range(count):
+            x[i] = row[i * stride]
+
+
+@kernel
+def _scatter_nb(out: F8, place: I8, start: int) -> None:
+    "Copy `out` to a row, wherever it stands."
+    count, stride = out.shape[0], place[1]
+    row = row_nb(place[0] + 8 * stride * start, max(stride * (count - 1) + 1, 0))
+    if stride == 1:
+        for i in range(count):
+            row[i] = out[i]
+    else:
+        for i in range(count):
+            row[i * stride] = out[i]
+
+
+@kernel
+def _cold_nb(x: F8, seen: int) -> int:
+    "Count the bars at the start that come before the first whose inputs are all numbers."
+    skipped = 0
+    while seen == 0 and skipped < x.shape[1] and np.isnan(x[:, skipped]).any():
+        skipped += 1
+    return skipped
+
+
+@kernel
 def run_steps_nb(steps: I8, wires: I8, params: F8, state_f: F8, state_i: I8, sources: I8, rows: I8, n: int, block: int) -> None:
     "Run all steps over the `n` next values of the rows in `sources` (address, stride), in blocks; write to `rows` (address, stride)."
-    n_sources = sources.shape[0]
+    n_sources, last = sources.shape[0], steps.shape[0] - 1
+    width = 0
+    for s in range(last):
+        width = max(width, steps[s + 1, INPUTS] - steps[s, INPUTS], steps[s + 1, OUTPUTS] - steps[s, OUTPUTS])
+    space = np.empty((2, width * block))
     for start in range(0, n, block):
         count = min(block, n - start)
-        for s in range(steps.shape[0] - 1):
+        for s in range(last):
             step, then = steps[s], steps[s + 1]
-            inputs, outputs = wires[step[INPUTS] : then[INPUTS]], then[OUTPUTS] - step[OUTPUTS]
-            x = np.empty((inputs.shape[0], count))
-            for j in range(inputs.shape[0]):
-                wire = inputs[j]
-                place = sources[wire] if wire < n_sources else rows[wire - n_sources]
-                row = row_nb(place[0] + 8 * place[1] * start, place[1] * (count - 1) + 1)
-                for i in range(count):
-                    x[j, i] = row[i * place[1]]
-            ints = state_i[step[INTS] : then[INTS]]
-            skipped = 0
-            while ints[0] == 0 and skipped < count and np.isnan(x[:, skipped]).any():
-                skipped += 1
-            out = np.full((outputs, count - skipped), np.nan)
+            first, inputs, outputs = step[INPUTS], then[INPUTS] - step[INPUTS], then[OUTPUTS] - step[OUTPUTS]
+            wire = wires[first]
+            place = sources[wire] if wire < n_sources else rows[wire - n_sources]
+            if inputs == 1 and place[1] == 1:
+                x = table_nb(place[0] + 8 * start, 1, count)                 # read where it stands
+            else:
+                x = space[0, : inputs * count].reshape(inputs, count)
+                for j in range(inputs):
+                    wire = wires[first + j]
+                    _gather_nb(sources[wire] if wire < n_sources else rows[wire - n_sources], start, x[j])
+            ints, into = state_i[step[INTS] : then[INTS]], rows[step[OUTPUTS]]
+            skipped = _cold_nb(x, ints[0]) if ints[0] == 0 else 0
+            if outputs == 1 and into[1] == 1 and skipped == 0:
+                out = table_nb(into[0] + 8 * start, 1, count)                # written where it belongs
+            else:
+                out = space[1, : outputs * (count - skipped)].reshape(outputs, count - skipped)
             if skipped < count:
                 call_step_nb(
                     step[ADDRESS],
@@ -78,17 +120,24 @@ def run_steps_nb(steps: I8, wires: I8, params: F8, state_f: F8, state_i: I8, sou
                     x if skipped == 0 else x[:, skipped:].copy(),
                     out,
                 )
-            cold = min(max(step[WARM_UP] - ints[0], 0), count - skipped)
+            hidden = skipped + min(max(step[WARM_UP] - ints[0], 0), count - skipped)
             ints[0] += count - skipped
             for j in range(outputs):
                 place = rows[step[OUTPUTS] + j]
+                if outputs > 1 or place[1] != 1 or skipped > 0:
+                    _scatter_nb(out[j], place, start + skipped)
                 row = row_nb(place[0] + 8 * place[1] * start, place[1] * (count - 1) + 1)
-                for i in range(skipped + cold):
+                for i in range(hidden):
                     row[i * place[1]] = np.nan
-                for i in range(skipped + cold, count):
-                    row[i * place[1]] = out[j, i - skipped]
 
 # %% ../../nbs/42_features.indicator.ipynb #6b42ade8
+def places(
+    rows: Sequence[F8] | F8,  # Arrays of one dimension, or the rows of a table
+) -> I8:                      # Shape (n, 2): address, and stride in items; valid as long as the arrays are referred to
+    "Return where rows stand in memory."
+    return np.array([(row_address(row), row.strides[0] // 8) for row in rows], np.int64).reshape(-1, 2)
+
+
 class Program:
     "Steps with their state, ready to run."
 
@@ -108,20 +157,20 @@ class Program:
         self._params = np.array([value for p in plans for value in p.params], np.float64)
         self._floats, self._ints = np.zeros(self._steps[-1, FLOATS]), np.zeros(self._steps[-1, INTS], np.int64)
 
+    @property
+    def parts(self) -> tuple[I8, I8, F8, F8, I8]:
+        "The first arguments of `run_steps_nb`; the last two are the state."
+        return self._steps, self._wires, self._params, self._floats, self._ints
+
     def run(
         self,
-        sources: Sequence[F8],   # One array for each source, of one length, any stride
-        out: F8,                 # Shape (n_rows, n): filled
-        block: int = BLOCK,      # Bars at once; 1 runs bar by bar, to the same values
+        sources: I8,         # Where each source stands: address and stride in items, shape (sources, 2)
+        rows: I8,            # Where each output goes, shape (n_rows, 2)
+        n: int,              # Values
+        block: int = BLOCK,  # Bars at once; 1 runs bar by bar, to the same values
     ) -> None:
         "Continue with the next values."
-        if not out.shape[1]:
-            return
-        at = np.array([(row_address(row), row.strides[0] // 8) for row in sources], np.int64).reshape(-1, 2)
-        rows = np.empty((self.n_rows, 2), np.int64)
-        rows[:, 0] = row_address(out) + out.strides[0] * np.arange(self.n_rows)
-        rows[:, 1] = out.strides[1] // 8
-        run_steps_nb(self._steps, self._wires, self._params, self._floats, self._ints, at, rows, out.shape[1], block)
+        run_steps_nb(*self.parts, sources, rows, n, block)
 
     @property
     def state(self) -> bytes:
@@ -189,12 +238,7 @@ class Indicator:
             self._program = Program([self._plan], [range(len(self.inputs))], [max(len(self.outputs), 1)])
         return self._program
 
-    def extend(
-        self,
-        *columns: ArrayLike,  # One array for each input, the bars that follow those seen before
-        block: int = BLOCK,   # Bars at once; the values don't depend on it
-    ) -> F8:                  # Shape (n,), or (outputs, n)
-        "Return the values at the next bars."
+    def _checked(self, columns: Sequence[ArrayLike]) -> list[F8]:
         if len(columns) != len(self.inputs):
             raise BtcbotError(f"{self.name()} takes {', '.join(self.inputs)}; got {len(columns)} arrays.")
         try:
@@ -203,9 +247,29 @@ class Indicator:
             raise BtcbotError(f"{self.name()} takes arrays of numbers: {error}.") from error
         if {row.shape for row in rows} != {(len(rows[0]) if rows[0].ndim else 0,)}:
             raise BtcbotError(f"{self.name()} takes arrays of one dimension and one length; got shapes {[r.shape for r in rows]}.")
-        out = np.empty((max(len(self.outputs), 1), len(rows[0])))
-        self._running().run(rows, out, block)
-        return out if self.outputs else out[0]
+        return rows
+
+    def extend_all(
+        self,
+        *columns: ArrayLike,  # One array for each input, the bars that follow those seen before
+        block: int = BLOCK,   # Bars at once; the values don't depend on it
+    ) -> tuple[F8, ...]:      # One array for each output
+        "Return all outputs at the next bars."
+        rows = self._checked(columns)
+        # An array for each output: one table of them all would be new memory at each call, which costs more than most indicators.
+        out = tuple(np.empty(len(rows[0])) for _ in range(max(len(self.outputs), 1)))
+        if len(rows[0]):
+            self._running().run(places(rows), places(out), len(rows[0]), block)
+        return out
+
+    def extend(
+        self,
+        *columns: ArrayLike,  # One array for each input, the bars that follow those seen before
+        block: int = BLOCK,   # Bars at once; the values don't depend on it
+    ) -> F8:                  # Shape (n,), or (outputs, n)
+        "Return the values at the next bars."
+        out = self.extend_all(*columns, block=block)
+        return np.stack(out) if self.outputs else out[0]
 
     def update(
         self,
@@ -237,11 +301,11 @@ def compute_all(
     *columns: Values,           # One for each input
 ) -> tuple[Values, ...]:        # One for each output, as the inputs
     "Return all outputs over whole arrays; Series keep their index, which must be the same for all."
-    rows = np.atleast_2d(indicator.extend(*columns))
+    rows = indicator.extend_all(*columns)
     names = indicator.outputs or (indicator.name(),)
     indices = [cast(Any, column).index for column in columns if not isinstance(column, np.ndarray | list)]
     if not indices:
-        return cast("tuple[Values, ...]", tuple(rows))
+        return cast("tuple[Any, ...]", rows)
     if not all(index.equals(indices[0]) for index in indices):
         raise BtcbotError(f"{indicator.name()}: the Series have different indices; align them first.")
     import pandas as pd

@@ -27,9 +27,12 @@ from ..core.errors import BtcbotError
 from ..core.log import configure_logging
 from ..core.metrics import Metrics
 from ..core.process import Child, exit_with_parent
+from ..data.certificates import CertificateFile
 from ..data.connect import open_store
 from ..data.files import longest_span, read_bars
 from ..data.ingest import DataIngestor, IngestReport
+from ..features.causality import certify
+from ..features.certificate import Certificate
 from ..features.engineering import FeatureEngineering
 from ..market.bars import time_ms, timeframe_ms
 from ..market.clock import format_utc, server_clock, utc_ms
@@ -182,6 +185,19 @@ class Session:
         TrialLedger(self.folder / "ledger.sqlite").record(result)
         return result
 
+    def certify(
+        self,
+        bars: pd.DataFrame | None = None,  # From the store (default: its history)
+    ) -> Certificate:
+        "Return the strategy's certificate; where there is none yet, examine it on these bars."
+        with CertificateFile(self.folder / "certificates.sqlite") as file:
+            found = file.find(self.strategy.code_hash)
+            if found is not None:
+                return Certificate.from_json(found.json)
+            certificate = certify(self.strategy, self.history() if bars is None else bars, name=str(self.strategy))
+            file.save(certificate)
+            return certificate
+
     @property
     def warm_from(self) -> int:
         "First bar that warms the live strategy up, ms UTC."
@@ -195,10 +211,13 @@ class Session:
         "Trade live on the lock-step clock, storing each bar."
         began = time.monotonic()
         symbol, timeframe = self.profile.symbol.name, self.market.timeframe
-        trader = Trader(
-            self.terminal, self.strategy, self.profile, self.clock, self.journal, timeframe, metrics=self.metrics,
-            on_bars=lambda rates: self.ingestor.append(symbol, timeframe, rates), deployment=self.folder.name,
-        )
+        self.certify().require()
+        with CertificateFile(self.folder / "certificates.sqlite") as certificates:
+            trader = Trader(
+                self.terminal, self.strategy, self.profile, self.clock, self.journal, timeframe, metrics=self.metrics,
+                on_bars=lambda rates: self.ingestor.append(symbol, timeframe, rates), deployment=self.folder.name,
+                certificates=certificates,
+            )
         trader.warm_up(self.store.read(**self.key, start=self.warm_from))
         self.terminal.lease()  # from here on nobody else opens positions through this server
         expected = (self.market.end - self.market.live) // timeframe_ms(timeframe)
@@ -243,15 +262,18 @@ def finish(
     "Write the report and the outcome of a run."
     market, folder = session.market, session.folder
     trials = TrialLedger(folder / "ledger.sqlite").deflated_sharpe(backtest)
+    certificate = session.certify()
+    verdict = "doesn't see the future" if certificate.passed else f"fails: {certificate.explanation}"
+    line = f"Causality: the strategy {verdict} ({certificate.bars:,} bars, certificate of code {certificate.code_hash})"
     links = {"Executed notebook": "live.ipynb"} | ({"Metrics": "metrics.prom"} if live else {})
     report = write_report(
         folder / "report.html", backtest=backtest, live=_summary(session, live) if live else None, parity=parity,
-        market=market.note, trials=trials, links=links,
+        market=replace(market.note, details=(*market.note.details, line)), trials=trials, links=links,
     )
     outcome: dict[str, object] = {
         "time": now or format_utc(time.time_ns() // 1_000_000), "report": str(report), "source": market.source,
         "bars": len(backtest.equity), "deals": len(backtest.deals), "net_return": backtest.figures["net return"],
-        "is_halted": backtest.halted_at is not None,
+        "is_halted": backtest.halted_at is not None, "certificate": line,
     }
     if live and parity:
         outcome |= {

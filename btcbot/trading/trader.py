@@ -21,6 +21,7 @@ from ..core.errors import BtcbotError, TerminalUnreachable
 from ..core.jit import F8, I8
 from ..core.metrics import Metrics
 from ..core.progress import progress
+from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
 from ..engine.risk import RiskLimits, RiskManager, TARGET_ID, no_position
 from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, timeframe_ms
@@ -89,6 +90,14 @@ class LiveRecord:
         return pd.Series(money, index=time_index(np.array(times, np.int64)), name="equity", dtype=float)
 
 # %% ../../nbs/71_trading.trader.ipynb #d807f5a6
+def _permission(strategy: Strategy, certificates: CertificateFile | None) -> Filed:
+    "Return the certificate of `strategy`; without a passed one nothing trades."
+    if certificates is not None:
+        return certificates.require(strategy.code_hash, str(strategy))
+    with CertificateFile() as file:
+        return file.require(strategy.code_hash, str(strategy))
+
+
 class Trader:
     "Trades one strategy on one symbol."
 
@@ -105,7 +114,9 @@ class Trader:
         on_bars: Callable[[Rows], object] | None = None,  # Gets the closed bars as received, for example to store them
         strategy_id: int = 1,
         deployment: str = "default",
+        certificates: CertificateFile | None = None,      # Where its permission is found (default: in the home folder)
     ):
+        self.certificate = _permission(strategy, certificates)
         self.terminal, self.profile, self.clock, self.timeframe = terminal, profile, clock, timeframe
         self.metrics, self.on_bars, self.strategy_id = metrics or Metrics(), on_bars, strategy_id
         self.length = timeframe_ms(timeframe)
