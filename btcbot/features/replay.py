@@ -263,6 +263,7 @@ def explain_misses(replay: Replay) -> str:
     if errors and len(errors) == len(misses):
         return f"It fails on part of the bars: {errors[0]}. A live trader has no other bars than those so far."
     is_gap = all(miss.gap_ms > length for miss in misses)
+    misses = [miss for miss in misses if miss.whole.names]
     misses = [miss for miss in misses if miss.future == "cut"] or misses
     column = misses[0].whole.names[misses[0].column]
     sample = misses[:: max(len(misses) // 8, 1)][:8]
@@ -364,7 +365,8 @@ def _examine(replay: Replay, whole: Answer, cuts: int, stretch: int, versions: V
     has_value = known.any(axis=1)
     first_value = int(times[has_value.argmax()]) if has_value.any() else None
     lead = _lead(known, n)
-    memory = replay.memory(max(n // 2 - lead, 0), min(n // 2 + lead, n))
+    if memory := replay.memory(max(n // 2 - lead, 0), min(n // 2 + lead, n)):
+        return Outcome(tuple(ColumnResult(name, 0, 0) for name in whole.names), {}, (), memory, first_value, first_value)
     begin = int(rng.integers(lead, n - stretch)) if n > stretch + lead else max(n - stretch, 1)
     row = slice(begin, min(begin + stretch, n))
     replay.at_cuts("stretch", np.arange(row.start, row.stop) + 1, lead)
@@ -386,11 +388,10 @@ def _examine(replay: Replay, whole: Answer, cuts: int, stretch: int, versions: V
         shorter = size
     if len(tally.misses) < _ENOUGH / 4 and n > 300:
         replay.under_stress(max(min(cuts // 100, 8), 1), min(lead, n))
-    explanation = memory
     if tally.misses:
-        explanation = memory or explain_misses(replay)
+        explanation = explain_misses(replay)
         _front(replay, lead)
-    elif not memory:
+    else:
         explanation, place = foreknowledge(replay.ask, replay.history, replay.length, rng)
         if explanation:
             return Outcome(tuple(ColumnResult(name, 0, 0) for name in whole.names), {}, (), explanation, first_value, int(times[place]))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final, cast
 
@@ -34,8 +35,14 @@ _MANY: Final = 10_000     # Longer containers are data, not places to look into
 _GLOBAL: Final = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
 
 
-def _is_library(module: str) -> bool:
+def _is_library(value: object) -> bool:
+    "Whether a function, a class or a module is a library's; one that a user runs in a module of btcbot's is the user's."
+    module = value.__name__ if isinstance(value, ModuleType) else str(getattr(value, "__module__", ""))
     root = module.partition(".")[0]
+    if root == "btcbot" and not isinstance(value, ModuleType):
+        parts = vars(value).values() if isinstance(value, type) else [value]
+        files = {part.__code__.co_filename for part in parts if isinstance(part, FunctionType)} - {"<string>"}
+        return not files or any(Path(file).is_relative_to(PACKAGE) for file in files)
     if root in ("btcbot", "builtins") or (root in sys.stdlib_module_names and root != "__main__"):
         return True
     path = getattr(sys.modules.get(root), "__file__", None) or ""
@@ -152,10 +159,10 @@ class _Walk:
         if isinstance(value, _LEAVES):
             return
         if isinstance(value, FunctionType):
-            if not _is_library(value.__module__ or ""):
+            if not _is_library(value):
                 self._function(value)
         elif isinstance(value, type):
-            if not _is_library(value.__module__):
+            if not _is_library(value):
                 self._class(value)
         elif isinstance(value, ModuleType):
             self.atoms.append(value)
@@ -187,7 +194,7 @@ class _Walk:
         attributes = [name for part in _codes(function.__code__) for name in part.co_names]
         for name in names:                                                 # a module of the user's: the names that the code takes from it
             module = function.__globals__.get(name)
-            if isinstance(module, ModuleType) and not _is_library(module.__name__):
+            if isinstance(module, ModuleType) and not _is_library(module):
                 self._open(_names_of(vars(module), sorted({a for a in attributes if a in vars(module)})))
 
     def _class(self, cls: type) -> None:
@@ -201,7 +208,7 @@ class _Walk:
         self._todo += cls.__bases__
 
     def _instance(self, value: object) -> None:
-        if _is_library(type(value).__module__) and (fields := _parameters(value)) is not None:
+        if _is_library(type(value)) and (fields := _parameters(value)) is not None:
             self._todo += [*fields, type(value)]
             return
         slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ()) if isinstance(name, str)]
@@ -246,7 +253,7 @@ def code_hash(
     digest, walk = hashlib.sha256(), _Walk(subject)
     for value in walk.objects:
         digest.update(_text_of(value) + b"\0")
-    if any(hasattr(value, "py_func") or _is_library(type(value).__module__) for value in walk.objects if not isinstance(value, _LEAVES)):
+    if any(hasattr(value, "py_func") or _is_library(type(value)) for value in walk.objects if not isinstance(value, _LEAVES)):
         digest.update(kernel_sources(PACKAGE).encode())
     return digest.hexdigest()[:16]
 
@@ -391,7 +398,7 @@ _NOT_LEARNT: Final = {"n_features_in_", "feature_names_in_"}
 def _is_fitted(value: object) -> bool:
     if isinstance(value, (type, *_LEAVES)):
         return False
-    is_candidate = hasattr(type(value), "fit") or not _is_library(type(value).__module__)
+    is_candidate = hasattr(type(value), "fit") or not _is_library(type(value))
     names = [name for name, held in getattr(value, "__dict__", {}).items() if held is not None and name not in _NOT_LEARNT]
     return is_candidate and any(name.endswith("_") and not name.startswith("_") for name in names)
 

@@ -37,8 +37,8 @@ class Case:
     text: str = ""  # Part of the explanation
     part: Callable[[Bars], Bars] = field(default=lambda bars: bars)  # The bars that it is certified on
     arrivals: Callable[[Bars], Bars] | None = None
-    cuts: int = 50  # Random ones
-    stretch: int = 30
+    cuts: int = 30  # Random ones
+    stretch: int = 20
 
 
 LEAKS: dict[str, Case] = {}
@@ -907,7 +907,7 @@ def yesterdays_range(bars: Bars) -> object:
 @clean
 def past_spectrum(bars: Bars) -> object:
     close, out = bars["close"].to_numpy(), np.full(len(bars), np.nan)
-    for i in range(63, len(close), 4):
+    for i in range(63, len(close), 16):
         out[i] = np.abs(np.fft.rfft(close[i - 63 : i + 1] - close[i - 63 : i + 1].mean()))[3]
     return out
 
@@ -1113,7 +1113,7 @@ def cache_of_its_own(bars: Bars) -> object:
     def mean(given: Bars) -> object:
         close, times = given["close"].to_numpy(), time_ms(given.index)
         out = np.full(len(close), np.nan)
-        for i in range(5, len(close)):
+        for i in range(5, len(close), 9):
             key = (int(times[i]), hash(close[i - 5 : i + 1].tobytes()))
             out[i] = kept.setdefault(key, float(close[i - 5 : i + 1].mean()))
         return out
