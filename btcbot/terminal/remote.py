@@ -98,6 +98,7 @@ class RemoteTerminal(Surface):
         self.epoch: int | None = None  # of the lease, None where this client has none
         self._known: ServerSession | None = None
         self._client, self._step = "", 0
+        self._books = set[str]()       # Symbols whose depth this client subscribed to; the server's terminal is shared
 
     def __repr__(self) -> str:
         return f"RemoteTerminal({self.url!r})"
@@ -138,6 +139,7 @@ class RemoteTerminal(Surface):
             self._switch(options)
 
     def _close(self) -> None:
+        self._books.clear()
         with suppress(Refused, Unreachable):  # a lease that can't be given back ends by itself
             self.release()
         self._transport.close()
@@ -170,6 +172,23 @@ class RemoteTerminal(Surface):
     def _answer(self, name: str, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
         if name == "order_send":
             return self._order_sent(cast(Mapping[str, object], arguments[0]))
+        if name.startswith("market_book_"):
+            return self._of_book(name, arguments, keywords)
+        return self._asked(name, arguments, keywords)
+
+    def _of_book(self, name: str, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
+        symbol = str(arguments[0])
+        is_own = name == "market_book_add" or symbol in self._books
+        value = self._asked(name if is_own else "market_book_get", arguments, keywords)
+        if not is_own:     # another client of the server has subscribed
+            raise Failure(-1)
+        if value and name == "market_book_add":
+            self._books.add(symbol)
+        if value and name == "market_book_release":
+            self._books.discard(symbol)
+        return value
+
+    def _asked(self, name: str, arguments: tuple[object, ...], keywords: dict[str, object]) -> object:
         with self._failing():
             call = call_to_wire((name, arguments, keywords))
             answer = self._rows(name, call) if name in BULK else self._answers("/v1/call", {"calls": [call]}, 1)[0]
