@@ -173,7 +173,7 @@ def test_laws(seed: int, power: int, factor: float) -> None:
     line, direction = supertrend(high, low, close, 3, 1.0)
     assert_array_equal(np.array(supertrend(two * high, two * low, two * close, 3, 1.0)), [two * line, direction])
     assert_allclose(np.array(ichimoku(factor * high, factor * low, 3, 5, 9, 4)), factor * np.array(ichimoku(high, low, 3, 5, 9, 4)))
-    assert_allclose(np.array(adx(factor * high, factor * low, factor * close, 4)), np.array(adx(high, low, close, 4)), atol=1e-7)
+    assert_allclose(np.array(adx(two * high, two * low, two * close, 4)), np.array(adx(high, low, close, 4)), atol=1e-7)
     one, other = np.array(adx(high, low, close, 4)), np.array(adx(-low, -high, -close, 4))
     assert_allclose(other, one[[0, 2, 1]], atol=1e-9)  # Upside down, the directions change places
     if low[0] - low[1] != high[1] - high[0]:  # At equal moves the first trade is a long one
