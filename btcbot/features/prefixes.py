@@ -95,7 +95,7 @@ class Reader:
 
     def _numbers(self, values: Any) -> list[tuple[str, F8, float]]:
         dtype = getattr(values, "dtype", None)
-        array = np.asarray(values)
+        array = np.asarray(pd.DatetimeIndex(values).tz_convert(None)) if isinstance(dtype, pd.DatetimeTZDtype) else np.asarray(values)
         if array.dtype.kind == "c":
             return [(part, np.asarray(column, np.float64), 1e-9) for part, column in (("_real", array.real), ("_imag", array.imag))]
         if array.dtype.kind == "f":
@@ -107,9 +107,11 @@ class Reader:
         is_missing = np.asarray(pd.isna(pd.Series(array.ravel())))
         if array.dtype.kind == "O" and all(isinstance(v, int | float | np.number) for v in array[~is_missing]):
             return [("", np.where(is_missing, np.nan, np.where(is_missing, 0, array).astype(np.float64)), 1e-9)]
-        codes = [np.nan if missing else self._codes.setdefault(str(v), float(len(self._codes)))
-                 for v, missing in zip(array, is_missing, strict=True)]
-        return [("", np.array(codes), 0.0)]
+        if array.dtype.kind in "mM":
+            return [("", np.where(is_missing, np.nan, array.view(np.int64).astype(np.float64)), 0.0)]
+        places, texts = pd.factorize(pd.Series(values).astype(object))
+        known = np.array([self._codes.setdefault(str(text), float(len(self._codes))) for text in texts] + [np.nan])
+        return [("", known[places], 0.0)]
 
 
 def _shape(array: NDArray[Any]) -> str:

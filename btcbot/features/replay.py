@@ -46,6 +46,7 @@ _TAIL: Final = 512         # Bars after the last cut of a window
 _LEAD: Final = 1_024       # Bars before the first cut of a window, at least
 _LONG: Final = ((20_000, 24), (60_000, 6), (2**62, 2))   # Longer windows: bars, cuts
 _ENOUGH: Final = 64        # Leaks that are looked for before the rest is left out
+_REVISED: Final = 500      # Revised or late bars that are asked about
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,8 +436,8 @@ def _arrived(replay: Replay, versions: Versions, lead: int) -> str:
     "Compare with what was known when each revised or late bar was needed."
     times, late = replay.history["time"], set(versions.late.tolist())
     n, affected = len(times), versions.affected
-    if len(affected) > 2_000:
-        affected = affected[np.unique(np.linspace(0, len(affected) - 1, 2_000).astype(np.int64))]
+    if len(affected) > _REVISED:
+        affected = affected[np.unique(np.linspace(0, len(affected) - 1, _REVISED).astype(np.int64))]
     places = np.unique(np.concatenate([affected, affected + 1, replay.rng.integers(0, n, 20)]))
     blamed = ""
     for place in places[places < n].tolist():

@@ -6,8 +6,12 @@ from leaks import CLEAN, LEAKS, Case
 
 from btcbot.features.causality import certify
 from btcbot.features.certificate import Certificate
+from btcbot.features.engineering import FeatureEngineering
+from btcbot.features.indicators import INDICATORS
+from btcbot.features.stepwise import COLUMNS
 from btcbot.market.clock import utc_ms
 from btcbot.market.synthetic import synthetic_bars
+from btcbot.strategies.rules import STRATEGIES, make_strategy
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,31 @@ def test_clean_is_not_accused(name: str, bars: pd.DataFrame) -> None:
     found = examined(CLEAN[name], bars, name)
     assert found.passed, found
     assert Certificate.from_json(found.to_json()) == found
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("name", INDICATORS)
+def test_shipped_indicator(name: str, bars: pd.DataFrame) -> None:
+    """Each indicator passes with its defaults, and keeps what it states about its convergence."""
+    indicator = INDICATORS[name]()
+    if set(indicator.inputs) <= set(COLUMNS):
+        found = certify(indicator, bars).require()
+        assert not any("still gives another" in note for note in found.notes), found.notes
+
+
+@pytest.mark.jit
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_shipped_strategy(name: str, bars: pd.DataFrame) -> None:
+    """Each strategy passes."""
+    assert certify(make_strategy(name), bars).require().kind == "strategy"
+
+
+@pytest.mark.jit
+def test_feature_engineering(bars: pd.DataFrame) -> None:
+    """Columns on several timeframes, lagged, scaled and partial."""
+    sma = {"sma": {"n": 5}}
+    features = [sma, {"rsi": {"n": 14}, "on": "H1"}, sma | {"on": "M15", "lag": 2}, sma | {"on": "H4", "partial": True}, "close"]
+    assert len(certify(FeatureEngineering(features), bars).require().columns) == 5
 
 
 def test_there_are_enough() -> None:
