@@ -23,7 +23,7 @@ from ..core.errors import BtcbotError
 from ..market.clock import ServerClock, server_clock
 from ..security.keys import BotKey
 from .arguments import Failure, Surface, canonical
-from .contract import ERRORS, InvalidArgument, OrderSendResult, exception_set, request_from
+from .contract import ERRORS, C, InvalidArgument, OrderSendResult, exception_set, request_from
 from .journal import Outcome
 from .transport import BearerToken, KeyPair, Refused, Transport, Unreachable, error_of, pauses
 from btcbot.terminal.wire import (
@@ -135,7 +135,7 @@ class RemoteTerminal(Surface):
                 if isinstance(error, Unreachable | Refused):
                     raise
                 raise Failure(-5, f"{ERRORS[-5]}: {error}") from error
-        if "login" in options:
+        if options.keys() & {"login", "server"}:
             self._switch(options)
 
     def _close(self) -> None:
@@ -146,8 +146,9 @@ class RemoteTerminal(Surface):
 
     def _switch(self, options: Mapping[str, object]) -> None:
         account = self._answer("account_info", (), {})
-        if getattr(account, "login", None) != options["login"]:
-            raise Failure(-6, f"{ERRORS[-6]}: the server's terminal stays on its account.")
+        theirs = getattr(account, "login", None), getattr(account, "server", None)
+        if (options.get("login") or theirs[0], options.get("server") or theirs[1]) != theirs:
+            raise Failure(C.RES_E_AUTH_FAILED)  # the server's terminal stays on its account
 
     def _headers(self, **more: str) -> dict[str, str]:
         return more if self.epoch is None else {"Lease-Epoch": str(self.epoch), **more}

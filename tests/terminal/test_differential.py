@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES
 from btcbot.market.synthetic import synthetic_bars
-from btcbot.terminal.contract import C
+from btcbot.terminal.contract import FUNCTIONS, C
 from btcbot.terminal.journal import OrderJournal
 from btcbot.terminal.remote import RemoteTerminal
 from btcbot.terminal.twin import Twin
@@ -55,6 +55,7 @@ MOMENTS = [
 ]
 COUNTS = [0, 1, 5, 300, 99_999, 100_000, -1, 2.5, True, np.int64(3)]
 ODD = ["", "EURUSD", "x" * 30, "BTC\0USD", 5, None]
+CALLS: Counter[str] = Counter()  # compared calls of each function, and "steps"
 
 
 def answer(call: Callable[..., object], last_error: Callable[[], tuple[int, str]], *given: object, **named: object) -> tuple[object, ...]:
@@ -102,6 +103,7 @@ class Differential(RuleBasedStateMachine):
 
     def both(self, name: str, *given: object, **named: object) -> None:
         """Ask both, and compare."""
+        CALLS[name] += 1
         one, other = (answer(getattr(terminal, name), terminal.last_error, *given, **named) for terminal in (self.direct, self.remote))
         assert one == other, f"{name}{given}{named}: direct {one}, remote {other}"
 
@@ -169,6 +171,18 @@ class Differential(RuleBasedStateMachine):
         for name in ("positions_get", "orders_get", "history_deals_get", "history_orders_get"):
             self.both(name, ticket=ticket)
         self.both("history_deals_get", position=ticket)
+
+    @rule(
+        other=st.sampled_from([0, 0, 1, -1, "7"]),
+        named=st.sampled_from([{}, {"password": "a password"}, {"server": ""}, {"server": "Elsewhere"}, {"timeout": 5}, {"portable": True}]),
+    )
+    def login(self, other: object, named: dict[str, object]) -> None:
+        """Log in to the account that is there, and to one that isn't."""
+        account = self.direct.account_info()
+        self.both("login", account.login + other if isinstance(other, int) else other, **named)
+        self.both("account_info")
+        self.both("initialize", **named)
+        self.both("initialize")
 
     @rule()
     def again(self) -> None:
@@ -288,6 +302,7 @@ class Differential(RuleBasedStateMachine):
         """Check money and volumes against the deals."""
         if not hasattr(self, "symbol"):
             return
+        CALLS["steps"] += 1
         account, deals = self.direct.account_info(), self.direct.broker.all_deals()
         positions = self.direct.positions_get()
         assert round(account.balance * 100) == sum(round(money * 100) for d in deals for money in (d.profit, d.swap, d.commission, d.fee))
@@ -310,7 +325,12 @@ class Differential(RuleBasedStateMachine):
 def test_direct_and_remote_agree(rounds: int) -> None:
     """Compare them over programs of 50 steps each."""
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-    chosen = settings(max_examples=rounds * 2 // 5, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, print_blob=True)
+    chosen = settings(max_examples=rounds * 3 // 5, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks, print_blob=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TZ", os.environ.get("TZ", "UTC"))
+        CALLS.clear()
         run_state_machine_as_test(Differential, settings=chosen)
+    print(f"\n{dict(CALLS)}")
+    if rounds >= 500:
+        assert CALLS["steps"] >= 10_000
+        assert set(FUNCTIONS) <= {*CALLS, "last_error"}
