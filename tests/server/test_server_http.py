@@ -111,9 +111,9 @@ def test_a_lost_answer_to_an_order_executes_it_once(serve: Serve, terminal: Fake
 
 def test_every_answer_lost(serve: Serve, terminal: FakeTwin) -> None:
     with losing(serve(terminal), "/v1/order", 1000) as url:
-        client = RemoteTerminal(url, TOKEN, timeout_s=0.3, retry_s=0.3)
+        client = RemoteTerminal(url, TOKEN, timeout_s=5.0, retry_s=0.3)
         assert client.send(ORDER, KEY) == SendOutcome("unknown", None, client.last_error())
-        assert client.last_error()[0] in (-10002, -10005)  # the last try has what is left of 0.6 s, perhaps too little
+        assert client.last_error()[0] == -10002
         assert len(terminal.executed) == 1
 
 
