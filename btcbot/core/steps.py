@@ -23,7 +23,7 @@ from .jit import F8, I8, kernel
 # %% ../../nbs/00_core.steps.ipynb #bf3d3b70
 Step = Callable[[F8, F8, I8, F8, F8], None]   # params, state_f, state_i, block, out
 _numba = cast(Any, numba)                     # numba carries no types
-_carray, _if_unlikely = _numba.carray, cast(Any, cgutils).if_unlikely
+_carray, _cgutils = _numba.carray, cast(Any, cgutils)
 _intrinsic = cast(Callable[[Callable[..., Any]], Callable[..., Any]], intrinsic)
 IS_COMPILED: Final = not _numba.config.DISABLE_JIT
 _ROW, _INTS, _TABLE = _numba.float64[::1], _numba.int64[::1], _numba.float64[:, ::1]
@@ -56,10 +56,14 @@ if IS_COMPILED:
     @_intrinsic
     def _call(typing: Any, address: Any, params: Any, state_f: Any, state_i: Any, block: Any, out: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            convention = context.call_conv
+            convention, lent = context.call_conv, []
+            for kind, value in zip(_TYPES, args[1:], strict=True):
+                array = context.make_array(kind)(context, builder, value)
+                array.meminfo = _cgutils.get_null_value(array.meminfo.type)   # the caller holds it: a step that slices it counts nothing
+                lent.append(array._getvalue())
             pointer = convention.get_function_type(_numba.types.none, _TYPES).as_pointer()
-            status, _ = convention.call_function(builder, builder.inttoptr(args[0], pointer), _numba.types.none, _TYPES, args[1:])
-            with _if_unlikely(builder, status.is_error):
+            status, _ = convention.call_function(builder, builder.inttoptr(args[0], pointer), _numba.types.none, _TYPES, lent)
+            with _cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
             return context.get_dummy_value()
 

@@ -20,7 +20,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from .indicator import Indicator, Plan, make_indicator
 from .indicators import INDICATORS
-from .moments import moments_cells_nb, variance_nb
+from .moments import variance_cells_nb, variance_nb
 from .windows import bits_nb, reach_cells_nb, reach_nb
 from ..market.resample import slot_length
 
@@ -65,7 +65,7 @@ class RollingScale(Indicator):
 
     def plan(self) -> Plan:
         "Moments of the last n values."
-        cells = (moments_cells_nb(self.n, 2), 1 + 2 * bits_nb(self.n))
+        cells = (variance_cells_nb(self.n), 1 + 2 * bits_nb(self.n))
         return Plan(rolling_scale_nb, (self.n,), *cells, warm_up=self.n - 1, convergence=self.n)
 
 # %% ../../nbs/44_features.specification.ipynb #88333d67

@@ -22,22 +22,23 @@ BLOCK: Final = 512   # Most bars that a kernel is given at once; longer input is
 
 @kernel
 def reach_cells_nb(past: int) -> int:
-    "Cells of a buffer that reaches `past` values back. The odd ones keep the stages of a tree from meeting in one set of the cache."
-    return past + max(2 * BLOCK, 2 * past) + 9
+    "Cells of a buffer that reaches `past` values back. What is new begins at a multiple of eight cells, where the vector unit likes it."
+    lead = (past + 7) & ~7
+    return lead + max(BLOCK, lead) + 8
 
 
 @kernel
 def room_nb(buffer: F8, at: I8, past: int, n: int) -> F8:
     "Return a view of the last `past` values and of the `n` cells behind them, which the caller fills."
-    start = at[0]
-    if past + n > buffer.shape[0]:
+    start, lead = at[0], (past + 7) & ~7
+    if lead + n > buffer.shape[0]:
         raise ValueError("a block is longer than features.windows.BLOCK")
-    if start + past + n > buffer.shape[0]:
-        for j in range(past):
+    if start + lead + n > buffer.shape[0]:
+        for j in range(lead):
             buffer[j] = buffer[start + j]
         start = 0
     at[0] = start + n
-    return buffer[start : start + past + n]
+    return buffer[start + lead - past : start + lead + n]
 
 
 @kernel
@@ -52,9 +53,9 @@ def reach_nb(buffer: F8, at: I8, past: int, x: F8) -> F8:
 # %% ../../nbs/40_features.windows.ipynb #d0a74228
 @kernel
 def sum_stages_nb(n: int) -> int:
-    "Stages of a tree over `n` values."
+    "Digits of `n` in base four: the stages of a tree over `n` values."
     stages = 1
-    while 1 << (2 * stages) <= n:
+    while n >> (2 * stages):
         stages += 1
     return stages
 
@@ -62,64 +63,71 @@ def sum_stages_nb(n: int) -> int:
 @kernel
 def sum_cells_nb(n: int) -> int:
     "Cells of float state of `sum_nb`; it needs `sum_stages_nb(n)` cells of whole-number state."
-    cells = 0
-    for k in range(sum_stages_nb(n)):
-        cells += reach_cells_nb(3 << (2 * k))
+    cells = reach_cells_nb(n - 1)
+    for k in range(1, sum_stages_nb(n)):
+        cells += reach_cells_nb(3 * (n >> (2 * k)))
     return cells
 
 
 @kernel
-def _join_nb(seen: F8, start: int, size: int, digit: int, is_first: bool, out: F8) -> None:
-    n = out.shape[0]
-    a, b, c = seen[start : start + n], seen[start - size :], seen[start - 2 * size :]
-    if is_first and digit == 1:
-        for i in range(n):
-            out[i] = a[i]
-    elif is_first and digit == 2:
-        for i in range(n):
-            out[i] = b[i] + a[i]
-    elif is_first:
-        for i in range(n):
-            out[i] = c[i] + (b[i] + a[i])
-    elif digit == 1:
-        for i in range(n):
-            out[i] = a[i] + out[i]
-    elif digit == 2:
-        for i in range(n):
-            out[i] = (b[i] + a[i]) + out[i]
-    else:
-        for i in range(n):
-            out[i] = (c[i] + b[i]) + (a[i] + out[i])
+def _few_nb(seen: F8, n: int, out: F8) -> None:
+    "Sums of one to three values; `seen` begins with the oldest."
+    b, c = seen[min(n - 1, 1) :], seen[n - 1 :]
+    for i in range(out.shape[0]):
+        total = seen[i]
+        if n > 2:
+            total += b[i]
+        if n > 1:
+            total += c[i]
+        out[i] = total
+
+
+@kernel
+def _join_nb(part: F8, size: int, older: F8, digit: int, out: F8) -> None:
+    "Sums of four windows of `size`, of which `part` begins with the oldest, and of `digit` values before, which are in `older`."
+    a, b, c = part[3 * size :], part[2 * size :], part[size :]
+    p, q = older[max(digit - 1, 0) :], older[max(digit - 2, 0) :]
+    for i in range(out.shape[0]):
+        total = (part[i] + c[i]) + (b[i] + a[i])
+        if digit > 0:
+            total += p[i]
+        if digit > 1:
+            total += q[i]
+        if digit > 2:
+            total += older[i]
+        out[i] = total
 
 
 @kernel
 def sum_nb(tree: F8, at: I8, n: int, x: F8, out: F8) -> None:
     "Sum of the last `n` values of `x`, for each value."
-    stages, count, offset, length, size = sum_stages_nb(n), x.shape[0], reach_cells_nb(3), 0, 1
-    seen = reach_nb(tree[:offset], at, 3, x)
-    for k in range(stages):
-        past = 3 * size
-        digit = (n >> (2 * k)) & 3
-        if digit:
-            _join_nb(seen, past - length, size, digit, length == 0, out)
-        length += digit * size
-        if k < stages - 1:
-            room = reach_cells_nb(4 * past)
-            above = room_nb(tree[offset : offset + room], at[k + 1 :], 4 * past, count)
-            a, b, c, wide = seen[past:], seen[past - size :], seen[past - 2 * size :], above[4 * past :]
-            for i in range(count):
-                wide[i] = (seen[i] + c[i]) + (b[i] + a[i])
-            seen = above
+    last, count, offset = sum_stages_nb(n) - 1, x.shape[0], reach_cells_nb(n - 1)
+    seen, size = reach_nb(tree[:offset], at, n - 1, x), n >> (2 * last)
+    part, past = seen, n - 1
+    for k in range(last, -1, -1):
+        wide = n >> (2 * k)                              # The window of this stage
+        if k == last and wide == 1 and k > 0:
+            continue
+        above, reach, into = part, 0, out
+        if k > 0:
+            reach = 3 * wide
+            room = reach_cells_nb(reach)
+            above = room_nb(tree[offset : offset + room], at[k:], reach, count)
+            into = above[reach:]
             offset += room
-        size *= 4
+        if k == last:
+            _few_nb(seen[n - wide :], wide, into)
+        else:
+            _join_nb(part[past - 3 * size :], size, seen[n - wide :], wide - 4 * size, into)
+        part, past, size = above, reach, wide
 
 # %% ../../nbs/40_features.windows.ipynb #dab30a28
 @kernel
 def weighted_cells_nb(n: int) -> int:
     "Cells of float state of `weighted_sum_nb`; it needs `2 * bits_nb(n)` cells of whole-number state."
-    cells = 0
-    for k in range(bits_nb(n)):
-        cells += 2 * reach_cells_nb(1 << k)
+    cells = BLOCK + reach_cells_nb(n - 1)
+    for k in range(1, sum_stages_nb(n)):
+        cells += 2 * reach_cells_nb(3 * (n >> (2 * k)))
     return cells
 
 
@@ -133,27 +141,63 @@ def bits_nb(n: int) -> int:
 
 
 @kernel
+def _few_ramps_nb(seen: F8, n: int, plain: F8, ramp: F8) -> None:
+    "Plain and weighted sums of one to three values; `seen` begins with the oldest."
+    b, c = seen[min(n - 1, 1) :], seen[n - 1 :]
+    for i in range(plain.shape[0]):
+        total, top = seen[i], seen[i]
+        if n > 2:
+            total += b[i]
+            top += 2.0 * b[i]
+        if n > 1:
+            total += c[i]
+            top += n * c[i]
+        plain[i], ramp[i] = total, top
+
+
+@kernel
+def _join_ramps_nb(part: F8, tops: F8, size: int, older: F8, digit: int, plain: F8, ramp: F8) -> None:
+    "Plain and weighted sums of four windows of `size` (`part` plain, `tops` weighted) and of `digit` values before."
+    a, b, c, e, f, g = part[3 * size :], part[2 * size :], part[size :], tops[3 * size :], tops[2 * size :], tops[size :]
+    p, q, wide = older[max(digit - 1, 0) :], older[max(digit - 2, 0) :], float(size)
+    for i in range(plain.shape[0]):
+        total = (part[i] + c[i]) + (b[i] + a[i])
+        top = ((tops[i] + g[i]) + (f[i] + e[i])) + wide * ((c[i] + 2.0 * b[i]) + 3.0 * a[i])
+        if digit > 0:
+            top += digit * (total + p[i])
+            total += p[i]
+        if digit > 1:
+            top += (digit - 1.0) * q[i]
+            total += q[i]
+        if digit > 2:
+            top += older[i]
+            total += older[i]
+        plain[i], ramp[i] = total, top
+
+
+@kernel
 def weighted_sum_nb(tree: F8, at: I8, n: int, x: F8, out: F8) -> None:
     "Sum of the last `n` values, the newest times `n`, the oldest times 1."
-    size, offset, length, count = 1, 0, 0, x.shape[0]
-    plain, ramp = x.copy(), x.copy()      # Sums of the last `size` values, without and with weights
-    total = np.zeros(count)
-    out[:] = 0.0
-    for k in range(bits_nb(n)):
-        room = reach_cells_nb(size)
-        sums = reach_nb(tree[offset : offset + room], at[2 * k :], size, plain)
-        ramps = reach_nb(tree[offset + room : offset + 2 * room], at[2 * k + 1 :], size, ramp)
-        if n & size:
-            a, b = sums[size - length :], ramps[size - length :]
-            for i in range(count):
-                out[i] = b[i] + (out[i] + size * total[i])
-                total[i] = a[i] + total[i]
-            length += size
-        for i in range(count):
-            ramp[i] = ramps[i] + (ramp[i] + size * plain[i])
-            plain[i] = sums[i] + plain[i]
-        offset += 2 * room
-        size *= 2
+    last, count, offset = sum_stages_nb(n) - 1, x.shape[0], BLOCK + reach_cells_nb(n - 1)
+    seen, size = reach_nb(tree[BLOCK:offset], at, n - 1, x), n >> (2 * last)
+    part, tops, past = seen, seen, n - 1
+    for k in range(last, -1, -1):
+        wide = n >> (2 * k)
+        if k == last and wide == 1 and k > 0:
+            continue
+        sums, ramps, reach, plain, ramp = part, tops, 0, tree[:count], out
+        if k > 0:
+            reach = 3 * wide
+            room = reach_cells_nb(reach)
+            sums = room_nb(tree[offset : offset + room], at[2 * k - 1 :], reach, count)
+            ramps = room_nb(tree[offset + room : offset + 2 * room], at[2 * k :], reach, count)
+            plain, ramp = sums[reach:], ramps[reach:]
+            offset += 2 * room
+        if k == last:
+            _few_ramps_nb(seen[n - wide :], wide, plain, ramp)
+        else:
+            _join_ramps_nb(part[past - 3 * size :], tops[past - 3 * size :], size, seen[n - wide :], wide - 4 * size, plain, ramp)
+        part, tops, past, size = sums, ramps, reach, wide
 
 # %% ../../nbs/40_features.windows.ipynb #eb00bc75
 DROPPED: Final = 1e-12   # Weights below this share of the newest one are dropped
@@ -188,83 +232,106 @@ def decay_cells_nb(stages: int) -> int:
 
 
 @kernel
+def _fade_nb(seen: F8, size: int, radix: int, weight: float, scale: float, out: F8) -> None:
+    "`scale` times the sum of `radix` windows of `size`, weighted by `weight` relative to the next newer; `seen` begins with the oldest."
+    first, second, third = scale, scale * weight, scale * (weight * weight)
+    fourth = third * weight
+    a, b, c = seen[(radix - 1) * size :], seen[(radix - 2) * size :], seen[max(radix - 3, 0) * size :]
+    if radix == 4:
+        for i in range(out.shape[0]):
+            out[i] = (fourth * seen[i] + third * c[i]) + (second * b[i] + first * a[i])
+    elif radix == 3:
+        for i in range(out.shape[0]):
+            out[i] = third * c[i] + (second * b[i] + first * a[i])
+    else:
+        for i in range(out.shape[0]):
+            out[i] = second * b[i] + first * a[i]
+
+
+@kernel
+def _decay_nb(tree: F8, at: I8, stages: int, last: int, decay: float, scale: float, x: F8, out: F8) -> None:
+    size, weight, offset = 1, decay, 0
+    past = 3 if stages > 1 else last - 1
+    room = reach_cells_nb(past)
+    seen = reach_nb(tree[:room], at, past, x)
+    for k in range(1, stages):
+        offset += room
+        past = 4 * size * (3 if k < stages - 1 else last - 1)
+        room = reach_cells_nb(past)
+        above = room_nb(tree[offset : offset + room], at[k:], past, x.shape[0])
+        _fade_nb(seen, size, 4, weight, 1.0, above[past:])
+        square = weight * weight
+        seen, size, weight = above, 4 * size, square * square
+    _fade_nb(seen, size, last, weight, scale, out)
+
+
+@kernel
 def decay_sum_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, out: F8) -> None:
     "Sum of the last `last * 4**(stages - 1)` values, each weighted by `decay` to the power of its age in bars."
-    size, weight, n, offset = 1, decay, x.shape[0], reach_cells_nb(3)
-    past = 3 if stages > 1 else last - 1
-    seen = reach_nb(tree[:offset], at, past, x)
-    for k in range(stages):
-        is_last = k == stages - 1
-        square = weight * weight
-        cube = square * weight
-        radix = last if is_last else 4
-        a, b, c = seen[past:], seen[past - size :], seen[max(past - 2 * size, 0) :]
-        into, above, reach = out, seen, 0
-        if not is_last:
-            reach = 4 * size * (last - 1 if k == stages - 2 else 3)
-            room = reach_cells_nb(12 * size)
-            above = room_nb(tree[offset : offset + room], at[k + 1 :], reach, n)
-            into = above[reach:]
-            offset += room
-        if radix == 4:
-            for i in range(n):
-                into[i] = (cube * seen[i] + square * c[i]) + (weight * b[i] + a[i])
-        elif radix == 3:
-            for i in range(n):
-                into[i] = square * c[i] + (weight * b[i] + a[i])
-        else:
-            for i in range(n):
-                into[i] = weight * b[i] + a[i]
-        seen, past, weight, size = above, reach, square * square, 4 * size
+    _decay_nb(tree, at, stages, last, decay, 1.0, x, out)
 
 # %% ../../nbs/40_features.windows.ipynb #f6dbfd76
 @kernel
 def decay_mean_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, out: F8) -> None:
     "Mean of the values of `decay_sum_nb`; `at` has a cell more, the first, which counts values."
-    decay_sum_nb(tree, at[1:], stages, last, decay, x, out)
     count, length = at[0], last << (2 * (stages - 1))
     total = (1.0 - decay**length) / (1.0 - decay)
-    for i in range(min(max(length - 1 - count, 0), x.shape[0])):
-        out[i] /= (1.0 - decay ** (count + i + 1)) / (1.0 - decay)
-    share = 1.0 / total
-    for i in range(min(max(length - 1 - count, 0), x.shape[0]), x.shape[0]):
-        out[i] *= share
+    _decay_nb(tree, at[1:], stages, last, decay, 1.0 / total, x, out)
+    for i in range(min(length - 1 - count, x.shape[0])):
+        out[i] *= total * (1.0 - decay) / (1.0 - decay ** (count + i + 1))
     at[0] = count + x.shape[0]
 
 # %% ../../nbs/40_features.windows.ipynb #757b7030
 @kernel
 def extreme_cells_nb(n: int) -> int:
     "Cells of float state of `extreme_nb`; it needs `bits_nb(n)` cells of whole-number state."
-    cells = 0
-    for k in range(bits_nb(n)):
-        cells += reach_cells_nb(1 << k)
+    cells, size = reach_cells_nb(min(n - 1, 3)), 4
+    while size < n:
+        cells += reach_cells_nb(min(n - size, 3 * size))
+        size *= 4
     return cells
+
+
+@kernel
+def _highest_nb(seen: F8, size: int, n: int, sign: float, out: F8) -> None:
+    "`sign` times the highest of `n` values out of windows of `size`, at most four of them; `seen` begins with the oldest."
+    a, b, c = seen[n - size :], seen[max(n - 2 * size, 0) :], seen[max(n - 3 * size, 0) :]
+    for i in range(out.shape[0]):
+        top = a[i]
+        if n > 2 * size:
+            top = b[i] if (b[i] > top) | (b[i] != b[i]) else top
+        if n > 3 * size:
+            top = c[i] if (c[i] > top) | (c[i] != c[i]) else top
+        if n > size:
+            top = seen[i] if (seen[i] > top) | (seen[i] != seen[i]) else top
+        out[i] = sign * top
 
 
 @kernel
 def extreme_nb(tree: F8, at: I8, n: int, sign: float, x: F8, out: F8) -> None:
     "Highest (`sign` 1) or lowest (`sign` -1) of the last `n` values."
-    size, offset, count, bits = 1, 0, x.shape[0], bits_nb(n)
+    size, offset, past, count, k = 1, 0, min(n - 1, 3), x.shape[0], 0
+    room = reach_cells_nb(past)
+    seen = room_nb(tree[:room], at, past, count)
+    fresh = seen[past:]
     for i in range(count):
-        value = sign * x[i]
-        out[i] = value if value == value else np.inf
-    for k in range(bits):
-        room = reach_cells_nb(size)
-        past = size if k < bits - 1 else n - size
-        seen = reach_nb(tree[offset : offset + room], at[k:], past, out)
-        newest = seen[past:]
-        for i in range(count):
-            out[i] = seen[i] if seen[i] > newest[i] else newest[i]
-        offset += room
-        size *= 2
-    for i in range(count):
-        out[i] = sign * out[i] if out[i] < np.inf else np.nan
+        fresh[i] = sign * x[i]
+    while 4 * size < n:
+        k, offset, past = k + 1, offset + room, min(n - 4 * size, 12 * size)
+        room = reach_cells_nb(past)
+        above = room_nb(tree[offset : offset + room], at[k:], past, count)
+        _highest_nb(seen, size, 4 * size, 1.0, above[past:])
+        seen, size = above, 4 * size
+    _highest_nb(seen, size, n, sign, out)
 
 # %% ../../nbs/40_features.windows.ipynb #5fb52020
 @kernel
 def age_cells_nb(n: int) -> int:
     "Cells of float state of `age_nb`; it needs `2 * bits_nb(n)` cells of whole-number state."
-    return 2 * extreme_cells_nb(n)
+    cells = 0
+    for k in range(bits_nb(n)):
+        cells += 2 * reach_cells_nb(1 << k)
+    return cells
 
 
 @kernel

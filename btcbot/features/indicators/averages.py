@@ -150,13 +150,14 @@ def chain_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, rows
 @kernel
 def ema_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "Exponential average (`params[3]` is 1), or the double or triple one."
-    rows = np.empty((int(params[3]), x.shape[1]))
-    chain_nb(state_f, state_i[1:], int(params[0]), int(params[1]), params[2], x[0], rows)
-    average = out[0]
-    first, second, third = rows[0], rows[rows.shape[0] // 2], rows[rows.shape[0] - 1]
-    if rows.shape[0] == 1:
-        average[:] = first
-    elif rows.shape[0] == 2:
+    stages, times, average = int(params[0]), int(params[3]), out[0]
+    if times == 1:
+        decay_mean_nb(state_f, state_i[1:], stages, int(params[1]), params[2], x[0], average)
+        return
+    rows = state_f[: times * x.shape[1]].reshape(times, x.shape[1])
+    chain_nb(state_f[times * BLOCK :], state_i[1:], stages, int(params[1]), params[2], x[0], rows)
+    first, second, third = rows[0], rows[1], rows[times - 1]
+    if times == 2:
         for i in range(average.shape[0]):
             average[i] = 2.0 * first[i] - second[i]
     else:
@@ -168,7 +169,8 @@ def _ema_plan(n: int, times: int) -> Plan:
     decay = ema_decay(n)
     stages, last = decay_shape(decay)
     convergence = times * (decay_length(decay) - 1) + 1
-    return Plan(ema_nb, (stages, last, decay, times), times * decay_cells_nb(stages), times * (1 + stages), times * (n - 1), convergence)
+    cells, places = times * (BLOCK + decay_cells_nb(stages)), times * (1 + stages)
+    return Plan(ema_nb, (stages, last, decay, times), cells, places, times * (n - 1), convergence)
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #5682afad
 @register

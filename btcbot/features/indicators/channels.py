@@ -20,7 +20,7 @@ import numpy as np
 from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
 from ..indicator import Indicator, Plan, Values, compute, compute_all, register
-from ..moments import moments_cells_nb, variance_nb
+from ..moments import variance_cells_nb, variance_nb
 from btcbot.features.windows import (
     bits_nb,
     decay_cells_nb,
@@ -217,7 +217,7 @@ class Bollinger(Indicator):
 
     def plan(self) -> Plan:
         _check_positive(self, "deviations", self.deviations)
-        return Plan(bollinger_nb, (self.n, self.deviations), moments_cells_nb(self.n, 2), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
+        return Plan(bollinger_nb, (self.n, self.deviations), variance_cells_nb(self.n), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
 
 
 def _check_positive(indicator: Indicator, field: str, value: float) -> None:

@@ -299,7 +299,7 @@ class CusumEvent(Indicator):
         if self.threshold <= 0.0:
             raise BtcbotError(f"{self.name()}: threshold must be above 0; got {self.threshold}.")
         params = (self.threshold, self.reset_minutes * 60_000, _MONDAY_MS)
-        return Plan(cusum_nb, params, 4, 0, 1, self.reset_minutes + 1)
+        return Plan(cusum_nb, params, 4, 0, 1, self.reset_minutes + 1, is_exact=False)
 
 
 def cusum_event(

@@ -19,7 +19,7 @@ from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
 from ..indicator import Indicator, Plan, Values, compute, compute_all, register
 from .averages import chain_nb, ema_decay
-from ..windows import decay_cells_nb, decay_length, decay_mean_nb, decay_shape, decay_sum_nb, reach_cells_nb, reach_nb
+from ..windows import BLOCK, decay_cells_nb, decay_length, decay_mean_nb, decay_shape, decay_sum_nb, reach_cells_nb, reach_nb
 
 # %% ../../../nbs/43_features.indicators.momentum.ipynb #189b4577
 @kernel
@@ -84,22 +84,22 @@ def wilder_decay(
 @kernel
 def strength_cells_nb(stages: int) -> int:
     "Cells of float state of `strength_nb`; it needs `1 + 2 * stages` cells of whole-number state."
-    return reach_cells_nb(1) + 2 * decay_cells_nb(stages)
+    return 2 * BLOCK + reach_cells_nb(1) + 2 * decay_cells_nb(stages)
 
 
 @kernel
 def strength_nb(tree: F8, at: I8, stages: int, last: int, decay: float, count: int, x: F8, out: F8) -> None:
     "Decaying sum of changes over that of their sizes, -1 to 1; 0 where nothing moved. `count` bars were before."
-    room, cells, skipped = reach_cells_nb(1), decay_cells_nb(stages), 1 if count == 0 else 0
-    change, size = np.empty(x.shape[0]), np.empty(x.shape[0])
-    before = reach_nb(tree[:room], at, 1, x)
+    room, cells, skipped = 2 * BLOCK + reach_cells_nb(1), decay_cells_nb(stages), 1 if count == 0 else 0
+    change, size = tree[: x.shape[0]], tree[BLOCK : BLOCK + x.shape[0]]
+    before = reach_nb(tree[2 * BLOCK : room], at, 1, x)
     for i in range(x.shape[0]):
         change[i] = x[i] - before[i]
         size[i] = abs(change[i])
     out[:skipped] = 0.0
-    total, path = out[skipped:], np.empty(x.shape[0] - skipped)
+    total, path = out[skipped:], size[skipped:]
     decay_sum_nb(tree[room : room + cells], at[1:], stages, last, decay, change[skipped:], total)
-    decay_sum_nb(tree[room + cells :], at[1 + stages :], stages, last, decay, size[skipped:], path)
+    decay_sum_nb(tree[room + cells :], at[1 + stages :], stages, last, decay, path, path)
     for i in range(path.shape[0]):
         share = total[i] / path[i]
         total[i] = share if path[i] != 0.0 else 0.0
@@ -161,11 +161,11 @@ def cmo(
 @kernel
 def trix_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "Change of a triple average over one bar, in per cent."
-    stages, rows = int(params[0]), np.empty((3, x.shape[1]))
-    cells = 3 * decay_cells_nb(stages)
-    chain_nb(state_f[:cells], state_i[1:], stages, int(params[1]), params[2], x[0], rows)
+    stages, rows = int(params[0]), state_f[: 3 * x.shape[1]].reshape(3, x.shape[1])
+    end = 3 * (BLOCK + decay_cells_nb(stages))
+    chain_nb(state_f[3 * BLOCK : end], state_i[1:], stages, int(params[1]), params[2], x[0], rows)
     average = rows[2]
-    before = reach_nb(state_f[cells:], state_i[1 + 3 * (1 + stages) :], 1, average)
+    before = reach_nb(state_f[end:], state_i[1 + 3 * (1 + stages) :], 1, average)
     for i in range(average.shape[0]):
         part = 100.0 * (average[i] - before[i]) / before[i]
         out[0, i] = part if before[i] != 0.0 else np.nan
@@ -181,7 +181,7 @@ class Trix(Indicator):
     def plan(self) -> Plan:
         decay = ema_decay(self.n)
         stages, last = decay_shape(decay)
-        cells, places = 3 * decay_cells_nb(stages) + reach_cells_nb(1), 3 * (1 + stages) + 1
+        cells, places = 3 * (BLOCK + decay_cells_nb(stages)) + reach_cells_nb(1), 3 * (1 + stages) + 1
         return Plan(trix_nb, (stages, last, decay), cells, places, 3 * (self.n - 1) + 1, 3 * (decay_length(decay) - 1) + 2)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
 from ..indicator import Indicator, Plan, Values, compute, register
-from ..moments import comoments_cells_nb, comoments_nb, moments_cells_nb, moments_nb, variance_nb
+from ..moments import comoments_cells_nb, comoments_nb, moments_cells_nb, moments_nb, variance_cells_nb, variance_nb
 from btcbot.features.windows import (
     age_cells_nb,
     age_nb,
@@ -89,7 +89,7 @@ class _Spread(Indicator):
             raise BtcbotError(f"{self.name()}: ddof must be 0 or 1 and n larger than it; got n={self.n}, ddof={self.ddof}.")
 
     def _plan_of(self, is_root: bool) -> Plan:
-        cells, places = moments_cells_nb(self.n, 2), 1 + 2 * bits_nb(self.n)
+        cells, places = variance_cells_nb(self.n), 1 + 2 * bits_nb(self.n)
         return Plan(variance_step_nb, (self.n, self.ddof, is_root), cells, places, self.n - 1, self.n)
 
 
@@ -147,7 +147,7 @@ class RollingZscore(_Spread):
     unit: ClassVar[str] = "standard deviations"
 
     def plan(self) -> Plan:
-        return Plan(zscore_nb, (self.n, self.ddof), moments_cells_nb(self.n, 2), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
+        return Plan(zscore_nb, (self.n, self.ddof), variance_cells_nb(self.n), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
 
 
 def rolling_zscore(
@@ -180,7 +180,7 @@ class RollingSkew(Indicator):
     n: int = 60  # Bars
 
     def plan(self) -> Plan:
-        return Plan(shape_nb, (self.n, 3), moments_cells_nb(self.n, 4), 1 + 4 * bits_nb(self.n), self.n - 1, self.n)
+        return Plan(shape_nb, (self.n, 3), moments_cells_nb(self.n), 1 + 4 * bits_nb(self.n), self.n - 1, self.n)
 
 
 @register
@@ -191,7 +191,7 @@ class RollingKurtosis(Indicator):
     n: int = 60  # Bars
 
     def plan(self) -> Plan:
-        return Plan(shape_nb, (self.n, 4), moments_cells_nb(self.n, 4), 1 + 4 * bits_nb(self.n), self.n - 1, self.n)
+        return Plan(shape_nb, (self.n, 4), moments_cells_nb(self.n), 1 + 4 * bits_nb(self.n), self.n - 1, self.n)
 
 # %% ../../../nbs/43_features.indicators.statistics.ipynb #a7043976
 def rolling_skew(

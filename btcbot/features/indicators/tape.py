@@ -19,7 +19,7 @@ from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
 from ..indicator import Indicator, Plan, Values, compute, compute_all, register
 from .statistics import quantile_nb, zscore_nb
-from ..moments import moments_cells_nb
+from ..moments import variance_cells_nb
 from ..windows import bits_nb, sum_cells_nb, sum_nb, sum_stages_nb
 
 # %% ../../../nbs/43_features.indicators.tape.ipynb #904bda70
@@ -179,7 +179,7 @@ class VolumeZscore(Indicator):
     n: int = 60  # Bars
 
     def plan(self) -> Plan:
-        return Plan(zscore_nb, (self.n, 0), moments_cells_nb(self.n, 2), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
+        return Plan(zscore_nb, (self.n, 0), variance_cells_nb(self.n), 1 + 2 * bits_nb(self.n), self.n - 1, self.n)
 
 # %% ../../../nbs/43_features.indicators.tape.ipynb #9131d8a4
 def relative_volume(

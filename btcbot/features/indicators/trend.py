@@ -140,7 +140,7 @@ class Sar(Indicator):
         if not 0.0 < self.acceleration <= self.maximum <= 1.0:
             raise BtcbotError(f"sar: 0 < acceleration <= maximum <= 1 is needed; got {self.acceleration!r} and {self.maximum!r}.")
         measured = math.ceil(5.0 / self.acceleration + 15.0 / self.maximum)
-        return Plan(sar_nb, (self.acceleration, self.maximum, measured), 6, 2, 1, measured)
+        return Plan(sar_nb, (self.acceleration, self.maximum, measured), 6, 2, 1, measured, is_exact=False)
 
 
 def sar(
@@ -197,7 +197,8 @@ class Supertrend(Indicator):
         stages, last, decay = wilder_shape(self.n)
         measured = math.ceil(30.0 + 30.0 * self.multiple**2)
         params = (self.n, self.multiple, measured, stages, last, decay)
-        return Plan(supertrend_nb, params, 4 + average_range_cells_nb(stages), 3 + stages, self.n, decay_length(decay) + 1 + measured)
+        cells, convergence = 4 + average_range_cells_nb(stages), decay_length(decay) + 1 + measured
+        return Plan(supertrend_nb, params, cells, 3 + stages, self.n, convergence, is_exact=False)
 
 
 def supertrend(

@@ -20,7 +20,7 @@ from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
 from ...core.steps import Step
 from ..indicator import Indicator, Plan, Values, compute, register
-from ..moments import moments_cells_nb, variance_nb
+from ..moments import variance_cells_nb, variance_nb
 from ..windows import bits_nb, reach_cells_nb, reach_nb, sum_cells_nb, sum_nb, sum_stages_nb
 
 # %% ../../../nbs/43_features.indicators.volatility.ipynb #1f141258
@@ -56,7 +56,7 @@ class CloseVolatility(_Volatility):
     "Standard deviation of the returns from close to close."
 
     def plan(self) -> Plan:
-        return self._plan_of(close_volatility_nb, reach_cells_nb(1) + moments_cells_nb(self.n, 2), 2 + 2 * bits_nb(self.n), 1)
+        return self._plan_of(close_volatility_nb, reach_cells_nb(1) + variance_cells_nb(self.n), 2 + 2 * bits_nb(self.n), 1)
 
 
 def close_volatility(
@@ -175,7 +175,7 @@ def rogers_satchell(
 def yang_zhang_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "Root of the variances of gaps and moves and of Rogers and Satchell's."
     n, room, first, value = int(params[0]), reach_cells_nb(1), 0 if state_i[0] else 1, out[0]
-    count, cells, places = x.shape[1] - first, moments_cells_nb(n, 2), 1 + 2 * bits_nb(n)
+    count, cells, places = x.shape[1] - first, variance_cells_nb(n), 1 + 2 * bits_nb(n)
     before = reach_nb(state_f[:room], state_i[1:], 1, x[3])[first:]
     opened, closed, fresh = x[0, first:], x[3, first:], value[first:]
     gap, move, mean, trees = np.empty(count), np.empty(count), np.empty(count), state_f[room:]
@@ -197,7 +197,7 @@ class YangZhang(_Volatility):
     inputs: ClassVar[tuple[str, ...]] = ("open", "high", "low", "close")
 
     def plan(self) -> Plan:
-        cells = reach_cells_nb(1) + 2 * moments_cells_nb(self.n, 2) + sum_cells_nb(self.n)
+        cells = reach_cells_nb(1) + 2 * variance_cells_nb(self.n) + sum_cells_nb(self.n)
         return self._plan_of(yang_zhang_nb, cells, 3 + 4 * bits_nb(self.n) + sum_stages_nb(self.n), 1)
 
 

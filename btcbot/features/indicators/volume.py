@@ -284,7 +284,7 @@ class SessionVwap(Indicator):
     def plan(self) -> Plan:
         if self.offset_minutes > 1440:
             raise BtcbotError(f"session_vwap: offset_minutes must be from -1440 to 1440; got {self.offset_minutes}: are these seconds?")
-        return Plan(session_vwap_nb, (self.offset_minutes * _MINUTE,), 3, 2, 0, 1500)   # M1 bars of a day of 25 hours
+        return Plan(session_vwap_nb, (self.offset_minutes * _MINUTE,), 3, 2, 0, 1500, is_exact=False)   # M1 bars of a day of 25 hours
 
 
 def session_vwap(
