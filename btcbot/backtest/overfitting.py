@@ -8,7 +8,6 @@ Docs: https://btcbot.github.io/btcbot/backtest.overfitting.html.md"""
 __all__ = ['Overfitting', 'probability_of_overfitting']
 
 # %% ../../nbs/50_backtest.overfitting.ipynb #ae788689
-import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -28,7 +27,8 @@ class Overfitting:
 
     def __repr__(self) -> str:
         share = float((self.outside < 0).mean())
-        return f"Probability of overfitting {self.probability:.1%} in {len(self.logits):,} splits; the choice loses money outside in {share:.1%}"
+        splits = f"{len(self.logits):,} splits"
+        return f"Probability of overfitting {self.probability:.1%} in {splits}; the choice loses money outside in {share:.1%} of them"
 
 
 def _ratios(
@@ -61,12 +61,11 @@ def probability_of_overfitting(
     logits, inside, outside = (np.empty(len(chosen)) for _ in range(3))
     for a in range(0, len(chosen), 256):
         halves = np.zeros((len(chosen[a : a + 256]), parts))
-        for row, half in zip(halves, chosen[a : a + 256], strict=True):
-            row[list(half)] = 1.0
+        for row, places in zip(halves, chosen[a : a + 256], strict=True):
+            row[list(places)] = 1.0
         ratios = []
         for half in (halves, 1.0 - halves):
-            n = half @ counts
-            moved = half @ sums
+            n, moved = half @ counts, half @ sums
             ratios.append(_ratios(moved + n[:, None] * centre, half @ squares + 2 * centre * moved + n[:, None] * centre**2, n))
         best, at = ratios[0].argmax(axis=1), np.arange(len(halves))
         own = ratios[1][at, best]
