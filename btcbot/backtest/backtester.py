@@ -18,9 +18,10 @@ from .statistics import key_figures
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.progress import progress
+from ..core.steps import borrow_nb
 from ..engine import account as engine
 from ..engine.account import ASK, BID, N_DEALS, N_POSITION, N_POSITIONS, NOW, equity_nb, used_margin_nb
-from ..engine.bars import bar_open_nb, bar_rest_nb
+from ..engine.bars import bar_open_nb, bar_rest_nb, calm_nb
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.deals import close_nb, modify_nb, open_nb
 from btcbot.engine.risk import (
@@ -39,6 +40,8 @@ from btcbot.engine.risk import (
     RiskLimits,
     RiskManager,
     decide_nb,
+    is_waiting_nb,
+    watch_nb,
 )
 from ..market.bars import BAR_OPEN, BAR_SPREAD, bar_block, check_bars, content_hash, point_bars, time_ms, timeframe_ms
 from ..market.clock import midnight_weekdays, midnights, server_clock, to_server, utc_ms
@@ -73,9 +76,21 @@ def run_nb(
     "Run a block from row `begin`; row k of `targets` follows bar base + k - 1. Return the row where `deals` got full, or the end."
     none = np.zeros(N_POSITION, np.int64)
     end = base + int(targets.shape[0]) - 1
+    account, positions, deals, rollovers, bars = (
+        borrow_nb(account), borrow_nb(positions), borrow_nb(deals), borrow_nb(rollovers), borrow_nb(bars),
+    )
+    params, state, targets, intents = borrow_nb(params), borrow_nb(state), borrow_nb(targets), borrow_nb(intents)
+    margin = used_margin_nb(params, account, positions)
     for i in range(begin, end):
         if account[N_DEALS] + account[N_POSITIONS] + MAX_INTENTS > deals.shape[0]:
             return i
+        position = positions[0] if account[N_POSITIONS] > 0 else none
+        if i > first and is_waiting_nb(params, limits, state, targets[i - base], position, bars[i - 1], bars[i, 0]):
+            is_calm, at_open, lowest, at_close = calm_nb(params, account, positions, rollovers, bars[i], length, margin)
+            if is_calm:
+                watch_nb(limits, state, days[i], bars[i, 0], at_open)
+                low[i], equity[i], is_open[i] = lowest, at_close, account[N_POSITIONS]
+                continue
         bar_open_nb(params, account, positions, deals, rollovers, bars[i])
         if i > first:
             position = positions[0] if account[N_POSITIONS] > 0 else none
@@ -87,6 +102,7 @@ def run_nb(
         low[i] = bar_rest_nb(params, account, positions, deals, rollovers, bars[i], length)
         equity[i] = equity_nb(params, account, positions)
         is_open[i] = account[N_POSITIONS]
+        margin = used_margin_nb(params, account, positions)
     return end
 
 # %% ../../nbs/51_backtest.backtester.ipynb #173efa8d

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from ..core.jit import F8, I8, kernel
+from ..core.steps import borrow_nb
 from .anomalies import N_FEATURES, score_nb
 from ..market.bars import CLOSE, HIGH, LOW, OPEN, SPREAD, TIME, VOLUME
 
@@ -29,19 +30,23 @@ def push_nb(window: F8, value: float) -> None:
     "Add `value` to `window`, in place of the oldest one if it is full."
     size = (window.shape[0] - 2) // 2
     count, place = int(window[0]), int(window[1])
-    first = 2 + size
-    if count == size:
-        gone = window[2 + place]
-        at = first + int(np.searchsorted(window[first : first + count], gone))
-        for k in range(at, first + count - 1):
-            window[k] = window[k + 1]
-        count -= 1
-    at = first + int(np.searchsorted(window[first : first + count], value))
-    for k in range(first + count, at, -1):
-        window[k] = window[k - 1]
-    window[at] = value
+    ranked = window[2 + size :]
+    gone = window[2 + place] if count == size else np.inf
+    if gone != value:
+        hole, at = 0, 0
+        for k in range(count):
+            hole += ranked[k] < gone
+            at += ranked[k] < value
+        if at > hole:
+            at -= 1
+            for k in range(hole, at):
+                ranked[k] = ranked[k + 1]
+        else:
+            for k in range(hole, at, -1):
+                ranked[k] = ranked[k - 1]
+        ranked[at] = value
     window[2 + place] = value
-    window[0], window[1] = count + 1, (place + 1) % size
+    window[0], window[1] = min(count + 1, size), (place + 1) % size
 
 
 @kernel
@@ -112,6 +117,8 @@ def growth_nb(state: F8, time: float) -> float:
     "Return how much wider limits are after a hole: its root, doubled for each missing bar."
     step = quantile_nb(state[_W_STEP:_W_RUNS], 0.9)
     missing = max((time - state[S_TIME]) / step - 1.0, 0.0) if step > 0 else 0.0
+    if missing == 0.0:
+        return 1.0
     return float(math.sqrt(1.0 + missing) * 2.0 ** min(missing, 50.0))
 
 # %% ../../nbs/37_data.checks.ipynb #8be7f116
@@ -210,6 +217,7 @@ def judge_bars_nb(
 ) -> int:
     "Judge the bars of `block` in order into `verdict` and `note`, put unknown volumes and spreads right; return how many were judged."
     features = np.zeros(N_FEATURES)
+    state, params, block, verdict, note = borrow_nb(state), borrow_nb(params), borrow_nb(block), borrow_nb(verdict), borrow_nb(note)
     for i in range(block.shape[0]):
         row = block[i]
         verdict[i], note[i] = KEPT, NO_NOTE

@@ -11,7 +11,8 @@ __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT
            'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS',
            'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE',
            'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION',
-           'MAX_INTENTS', 'RiskLimits', 'entry_volume_nb', 'decide_nb', 'RiskManager', 'refusals', 'no_position']
+           'MAX_INTENTS', 'RiskLimits', 'entry_volume_nb', 'watch_nb', 'is_waiting_nb', 'decide_nb', 'RiskManager',
+           'refusals', 'no_position']
 
 # %% ../../nbs/11_engine.risk.ipynb #4267568d
 from dataclasses import dataclass
@@ -151,16 +152,34 @@ def _refusal_nb(params: I8, limits: F8, state: F8, bar_close: int, now: int, bid
 
 
 @kernel
-def decide_nb(
-    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int,
-    equity: int, used_margin: int, position: I8, out: I8,
-) -> int:
-    "Turn a target into at most MAX_INTENTS rows of `out`; return their number. `position` has ticket 0 when there is none."
+def watch_nb(limits: F8, state: F8, day: int, now: int, equity: int) -> None:
+    "Follow the equity at a bar's first tick: the day's reference, the peak, and the halt."
     if day != state[DAY]:
         state[DAY], state[DAY_EQUITY] = day, equity
     state[PEAK_EQUITY] = max(state[PEAK_EQUITY], float(equity))
     if state[HALTED_AT] == 0 and equity < state[PEAK_EQUITY] * (1 - limits[LIMIT_DRAWDOWN]):
         state[HALTED_AT] = now
+
+
+@kernel
+def is_waiting_nb(params: I8, limits: F8, state: F8, target: F8, position: I8, bar: I8, now: int) -> bool:
+    "True if `decide_nb` would do nothing but `watch_nb`, whatever the prices."
+    if not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]:
+        return False
+    if position[TICKET] == 0:
+        return True
+    if not np.isnan(target[TIME_LIMIT]) and now - position[TIME_OPEN] >= target[TIME_LIMIT]:
+        return False
+    return not _tighter_nb(position[SIDE], position[POSITION_SL], _followed_nb(params, limits, target, position, bar))
+
+
+@kernel
+def decide_nb(
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int,
+    equity: int, used_margin: int, position: I8, out: I8,
+) -> int:
+    "Turn a target into at most MAX_INTENTS rows of `out`; return their number. `position` has ticket 0 when there is none."
+    watch_nb(limits, state, day, now, equity)
     is_new = not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]
     if is_new:
         state[LAST_ID] = target[TARGET_ID]
