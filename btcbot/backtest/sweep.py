@@ -67,6 +67,7 @@ def rule_figures(
 
 # %% ../../nbs/56_backtest.sweep.ipynb #6f7c4bfc
 _DAY: Final = 86_400_000
+_PIECE: Final = 16   # Segments cut from a frame at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +87,22 @@ def segments(
     length: int,          # Milliseconds of a bar
 ) -> Iterator[Segment]:
     "Cut history into segments."
-    for start in range(0, len(bars), size):
-        block = bar_block(bars.iloc[start : start + size + 1])
-        n, is_last = min(size, len(bars) - start), start + size >= len(bars)
-        prices = block[:, [OPEN, CLOSE]]
-        if not (np.isfinite(prices) & (prices > 0)).all():
-            bad = bars.index[start + int(np.argmin((np.isfinite(prices) & (prices > 0)).all(axis=1)))]
+    for start in range(0, len(bars), _PIECE * size):
+        piece = bar_block(bars.iloc[start : start + _PIECE * size + 1])     # A frame is slow to cut
+        is_price = np.isfinite(prices := piece[:, [OPEN, CLOSE]]) & (prices > 0)
+        if not is_price.all():
+            bad = bars.index[start + int(np.argmin(is_price.all(axis=1)))]
             raise BtcbotError(f"The bar at {bad} has a price that is not a positive number: clean the bars first (DataCleaner).")
-        days = block[:, TIME] // _DAY
-        ends = np.append(days[1:] != days[:-1], [True] * is_last)[:n]
-        fill = np.append(block[1:, OPEN], [np.nan] * is_last)[:n]
-        extra = -n % WORD if is_last else 0
-        block = np.vstack([block[:n], np.repeat(block[n - 1 : n], extra, axis=0)])
-        block[n:, TIME] += length * np.arange(1, extra + 1)
-        yield Segment(block, block[:n, CLOSE].copy(), fill, 1 / fill, np.flatnonzero(ends), is_last)
+        days = piece[:, TIME] // _DAY
+        ends, opens, closes = days[1:] != days[:-1], np.append(piece[1:, OPEN], np.nan), piece[:, CLOSE].copy()
+        for a in range(0, min(_PIECE * size, len(bars) - start), size):
+            n, is_last = min(size, len(piece) - a), start + a + size >= len(bars)
+            block = piece[a : a + n]
+            if is_last and (extra := -n % WORD):
+                block = np.vstack([block, np.repeat(block[-1:], extra, axis=0)])
+                block[n:, TIME] += length * np.arange(1, extra + 1)
+            fill, marks = opens[a : a + n], np.flatnonzero(np.append(ends, True)[a : a + n] if is_last else ends[a : a + n])
+            yield Segment(block, closes[a : a + n], fill, 1 / fill, marks, is_last)
 
 # %% ../../nbs/56_backtest.sweep.ipynb #fac9304d
 _TILE: Final = 32   # Pairs of rows whose masks are kept at once
@@ -159,6 +162,12 @@ class Tier(Protocol):
 _ROWS: Final = 16   # Features that a thread computes at once
 
 
+def _places(table: F8) -> I8:
+    "Return where the columns of `table` stand, which are contiguous, and the bytes from word to word."
+    rows = table.T
+    return np.column_stack([row_address(rows) + rows.strides[0] * np.arange(len(rows)), np.full(len(rows), 8 * WORD)])
+
+
 class RuleTier:
     "Comparison rules on a simple account, by masks."
     name = "comparison rules"
@@ -183,9 +192,9 @@ class RuleTier:
         self,
         rows: int,             # Features
     ) -> tuple[int, int]:      # Bars
-        "Return the lengths of a segment, for which half of the memory has room, and of a block, which fits the cache."
-        block = 2048 if rows <= 48 else 1024
-        return block * max(min(self.memory // 4 // (8 * block * (rows + 30)), 8192 // block), 1), block
+        "Return the lengths of a segment, for which a quarter of the memory has room, and of a block, whose features fit the cache."
+        block = 1984 if rows <= 48 else 960   # Words, but no power of two: rows a power of two apart would meet in one set of the cache
+        return block * max(min(self.memory // 4 // (8 * block * (rows + 30)), 7936 // block), 1), block
 
     def table(
         self,
@@ -215,7 +224,8 @@ class RuleTier:
         cuts = np.linspace(0, len(plan.columns), parts + 1).astype(int).tolist()
         streams = [FeatureStream(plan.columns[a:b], self.strategy.timeframe, self.clock) for a, b in pairwise(cuts)]
         constants = np.repeat(plan.numbers, WORD).reshape(-1, WORD)
-        fixed = np.array([(row_address(row), 0) for row in constants], np.int64).reshape(-1, 2)
+        fixed = _places(constants.T)
+        fixed[:, 1] = 0
         tables = np.empty((2, 2, size // block, block.bit_length(), block))       # Two, since one is read while the other is written
         length = timeframe_ms(self.strategy.timeframe)
 
@@ -235,10 +245,10 @@ class RuleTier:
         while True:
             values = [np.asarray(future.result()) for future in pending[:-1]]
             pending[-1].result()
-            rows = np.array([(row_address(row), 8 * WORD) for table in values for row in table.T], np.int64).reshape(-1, 2)
+            rows = np.vstack([*map(_places, values), fixed])
             then = next(source, None)
             pending = prepare(then[1], tables[then[0] % 2]) if then else []
-            work = [submit(batch.run, segment, np.vstack([rows, fixed]), tables[number % 2]) for batch in batches]
+            work = [submit(batch.run, segment, rows, tables[number % 2]) for batch in batches]
             for future in work:
                 future.result()
             advance(len(segment.close))
