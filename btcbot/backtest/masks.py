@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.masks.html.md"""
 
 # %% auto #0
 __all__ = ['U8', 'Word', 'WORD', 'compare_word_nb', 'equal_word_nb', 'add_words_nb', 'lowest_bit_nb', 'log2_nb', 'count_bits_nb',
-           'drop_lowest_nb', 'ABOVE', 'BELOW', 'CROSSES_ABOVE', 'CROSSES_BELOW', 'AND', 'OR', 'BALANCE', 'INVERSE',
+           'drop_lowest_nb', 'ABOVE', 'BELOW', 'CROSSES_ABOVE', 'CROSSES_BELOW', 'AND', 'OR', 'BALANCE', 'BOUGHT',
            'PEAK', 'DEEPEST', 'GAINS', 'LOSSES', 'MARKED', 'SUM', 'SQUARES', 'N_FLOAT', 'POSITION', 'TRADES', 'WINS',
            'HELD', 'IS_RUINED', 'N_INT', 'CLOSED', 'CLOSED_SLOPE', 'OPEN', 'OPEN_SLOPE', 'N_LINE', 'remember_nb',
            'compare_rows_nb', 'signal_nb', 'events_nb', 'extremes_nb', 'side_lines', 'scan_nb', 'mark_nb', 'trades_nb',
@@ -32,13 +32,13 @@ WORD: Final = 64                                          # Bars
 _numba = cast(Any, numba)                                 # numba carries no types
 _intrinsic = cast(Callable[[Callable[..., Any]], Callable[..., Any]], intrinsic)
 
-compare_word_nb: Callable[[int, int], tuple[Word, Word]]  # Addresses of 64 values each; bits where the first is above, below
-equal_word_nb: Callable[[int, int], Word]                 # Addresses of 64 values each
-add_words_nb: Callable[[Word, Word, Word], Word]          # Sum, modulo 2**64
-lowest_bit_nb: Callable[[Word], int]                      # Place of the lowest bit; 64 if there is none
-log2_nb: Callable[[int], int]                             # Place of the highest bit of a positive number
+compare_word_nb: Callable[[int, int], tuple[Word, Word]]   # Addresses of 64 values each; bits where the first is above, below
+equal_word_nb: Callable[[int, int], Word]                  # Addresses of 64 values each; bits where they are the same
+add_words_nb: Callable[[Word, Word, Word], Word]           # Sum, modulo 2**64
+lowest_bit_nb: Callable[[Word], int]                       # Place of the lowest bit; 64 if there is none
+log2_nb: Callable[[int], int]                              # Place of the highest bit of a positive number
 count_bits_nb: Callable[[Word], int]
-drop_lowest_nb: Callable[[Word], Word]                    # Without its lowest bit; 0 stays 0
+drop_lowest_nb: Callable[[Word], Word]                     # Without its lowest bit; 0 stays 0
 
 if IS_COMPILED:
     ir = cast(Any, cgutils).ir
@@ -150,7 +150,7 @@ def compare_rows_nb(a: int, a_step: int, b: int, b_step: int, words: int, masks:
     _sides_nb(a, a_step, b, b_step, words, masks, row)   # In a loop of its own, or the values would be kept for a look at equal ones
     if not is_crossing:
         return memory
-    one = np.uint64(1)
+    one, top = np.uint64(1), np.uint64(63)
     was_below, was_above = np.uint64(memory) & one, np.uint64(memory) >> one
     for w in range(words):
         above, below = masks[row + ABOVE, w], masks[row + BELOW, w]
@@ -158,9 +158,9 @@ def compare_rows_nb(a: int, a_step: int, b: int, b_step: int, words: int, masks:
         if keeps != np.uint64(0):
             keeps = equal_word_nb(a + w * a_step, b + w * b_step)
         before, after = remember_nb(below, keeps, was_below)
-        masks[row + CROSSES_ABOVE, w], was_below = above & before, after >> np.uint64(63)
+        masks[row + CROSSES_ABOVE, w], was_below = above & before, after >> top
         before, after = remember_nb(above, keeps, was_above)
-        masks[row + CROSSES_BELOW, w], was_above = below & before, after >> np.uint64(63)
+        masks[row + CROSSES_BELOW, w], was_above = below & before, after >> top
     return int(was_below | (was_above << one))
 
 # %% ../../nbs/54_backtest.masks.ipynb #d19bc1dc
@@ -187,36 +187,35 @@ def signal_nb(program: I8, leaves: I8, combination: int, masks: U8, stack: int, 
 
 # %% ../../nbs/54_backtest.masks.ipynb #7e2c668d
 @kernel
-def events_nb(
-    masks: U8, entry: int, exits: int, words: int, last: Word, is_both: bool, position: int, events: I8,
-) -> tuple[int, int, int]:
-    "Write the bars that change the position to `events`; return their number, the side after the first, and the bars held."
+def events_nb(masks: U8, entry: int, exits: int, words: int, last: Word, is_both: bool, position: int, events: I8) -> tuple[int, int]:
+    "Write the bars that change the position to `events`; return their number and the side after the first."
+    nothing, top = np.uint64(0), np.uint64(63)
     long, short = np.uint64(position > 0), np.uint64(position < 0)
-    count, held, side = 0, 0, 1
+    count, side = 0, 1
     for w in range(words):
-        known = last if w == words - 1 else ~np.uint64(0)
         enters, leaves = masks[entry, w], masks[exits, w]
-        sets, clears = enters & ~leaves & known, leaves & ~enters & known
+        sets, clears = enters & ~leaves, leaves & ~enters
+        if (clears if long != nothing else sets | clears if is_both and short == nothing else sets) == nothing:
+            continue
+        if w == words - 1:
+            sets, clears = sets & last, clears & last
         before, after = remember_nb(sets, ~(sets | clears), long)
-        long, changes, now = after >> np.uint64(63), before ^ after, after
+        long, changes = after >> top, before ^ after
         if is_both:
             before, after = remember_nb(clears, ~(sets | clears), short)
-            short = after >> np.uint64(63)
-            changes, now = changes | (before ^ after), now | after
-        changes &= known
-        held += count_bits_nb(now & known)
+            short = after >> top
+            changes |= before ^ after
+            if count == 0:
+                side = 1 if (sets >> np.uint64(lowest_bit_nb(changes) & 63)) & np.uint64(1) else -1
         n = count_bits_nb(changes)
-        if n > 0:
-            if count == 0 and is_both:
-                side = 1 if (sets >> np.uint64(lowest_bit_nb(changes))) & np.uint64(1) else -1
-            for j in range(4):
-                events[count + j] = w * 64 + lowest_bit_nb(changes)
-                changes = drop_lowest_nb(changes)
-            for j in range(4, n):
-                events[count + j] = w * 64 + lowest_bit_nb(changes)
-                changes = drop_lowest_nb(changes)
-            count += n
-    return count, side, held
+        for j in range(4):
+            events[count + j] = w * 64 + lowest_bit_nb(changes)
+            changes = drop_lowest_nb(changes)
+        for j in range(4, n):
+            events[count + j] = w * 64 + lowest_bit_nb(changes)
+            changes = drop_lowest_nb(changes)
+        count += n
+    return count, side
 
 # %% ../../nbs/54_backtest.masks.ipynb #3f178c48
 @kernel
@@ -237,7 +236,7 @@ def extremes_nb(close: F8, highest: F8, lowest: F8) -> None:
             half, k = 2 * half, k + 1
 
 # %% ../../nbs/54_backtest.masks.ipynb #e31215c1
-BALANCE, INVERSE, PEAK, DEEPEST, GAINS, LOSSES, MARKED, SUM, SQUARES, N_FLOAT = range(10)   # State of a combination
+BALANCE, BOUGHT, PEAK, DEEPEST, GAINS, LOSSES, MARKED, SUM, SQUARES, N_FLOAT = range(10)   # State of a combination
 POSITION, TRADES, WINS, HELD, IS_RUINED, N_INT = range(6)
 CLOSED, CLOSED_SLOPE, OPEN, OPEN_SLOPE, N_LINE = range(5)                                   # Lines of a side
 
@@ -258,7 +257,7 @@ def scan_nb(
 ) -> float:
     "Return the deepest point after the closes from `first` to `last` of an open position, looking at each."
     for i in range(first, last + 1):
-        equity = balance * (flat + slope * (close[i] * bought))
+        equity = balance * (flat + slope * (close[i] / bought))
         peak = max(peak, equity)
         deepest = min(deepest, equity / peak)
     return deepest
@@ -276,25 +275,26 @@ def mark_nb(states: F8, i: int, equity: float) -> None:
 @kernel
 def trades_nb(
     states: F8, counts: I8, i: int, lines: F8, is_both: bool, side: int, events: I8, n_events: int, n: int, marks: I8,
-    close: F8, fill: F8, inverse: F8, highest: F8, lowest: F8,
+    close: F8, fill: F8, highest: F8, lowest: F8,
 ) -> None:
     "Go through the events of a block; that of bar t fills at `fill[t]`, the open after it. The first takes `side` if none is held."
     position, start, m = counts[i, POSITION], 0, 0
     own = 0 if position >= 0 else 1
-    balance, bought, peak, deepest = states[i, BALANCE], states[i, INVERSE], states[i, PEAK], states[i, DEEPEST]
-    gains, losses, trades, wins = states[i, GAINS], states[i, LOSSES], counts[i, TRADES], counts[i, WINS]
+    balance, bought, peak, deepest = states[i, BALANCE], states[i, BOUGHT], states[i, PEAK], states[i, DEEPEST]
+    gains, losses, trades, wins, held = states[i, GAINS], states[i, LOSSES], counts[i, TRADES], counts[i, WINS], counts[i, HELD]
     events[n_events] = n - 1                      # The end of the block is an event that fills nothing
     for j in range(n_events + 1):
         t = events[j]
         flat, slope = lines[own, OPEN], lines[own, OPEN_SLOPE]
         while m < marks.shape[0] and marks[m] <= t:
-            mark_nb(states, i, balance * (flat + slope * (close[marks[m]] * bought)) if position != 0 else balance)
+            mark_nb(states, i, balance * (flat + slope * (close[marks[m]] / bought)) if position != 0 else balance)
             m += 1
         if position != 0 and t >= start:
+            held += t + 1 - start
             k = log2_nb(t - start + 1)
             then = t + 1 - (1 << k)
             high, low = max(highest[k, start], highest[k, then]), min(lowest[k, start], lowest[k, then])
-            a, b = balance * (flat + slope * (high * bought)), balance * (flat + slope * (low * bought))
+            a, b = balance * (flat + slope * (high / bought)), balance * (flat + slope * (low / bought))
             top = max(peak, max(a, b))
             depth = min(a, b) / top
             if depth < deepest:
@@ -306,7 +306,7 @@ def trades_nb(
             position = side
         else:
             before = balance
-            balance = before * (lines[own, CLOSED] + lines[own, CLOSED_SLOPE] * (fill[t] * bought))
+            balance = before * (lines[own, CLOSED] + lines[own, CLOSED_SLOPE] * (fill[t] / bought))
             gains += max(balance - before, 0.0)
             losses += max(before - balance, 0.0)
             trades += 1
@@ -319,18 +319,18 @@ def trades_nb(
                 deepest = min(deepest, balance / peak)
             if counts[i, IS_RUINED]:
                 break
-        own, bought, start = 0 if position >= 0 else 1, inverse[t], t + 1
+        own, bought, start = 0 if position >= 0 else 1, fill[t], t + 1
     for _ in range(m, marks.shape[0]):            # Only after ruin
         mark_nb(states, i, balance)
-    states[i, BALANCE], states[i, INVERSE], states[i, PEAK], states[i, DEEPEST] = balance, bought, peak, deepest
+    states[i, BALANCE], states[i, BOUGHT], states[i, PEAK], states[i, DEEPEST] = balance, bought, peak, deepest
     states[i, GAINS], states[i, LOSSES] = gains, losses
-    counts[i, TRADES], counts[i, WINS], counts[i, POSITION] = trades, wins, position
+    counts[i, TRADES], counts[i, WINS], counts[i, HELD], counts[i, POSITION] = trades, wins, held, position
 
 # %% ../../nbs/54_backtest.masks.ipynb #f7d3d579
 @kernel
 def sweep_nb(
     rows: I8, pairs: I8, memory: I8, tiles: I8, entry: I8, exits: I8, leaves: I8, is_crossing: bool, lines: F8, side: int,
-    states: F8, counts: I8, close: F8, fill: F8, inverse: F8, highest: F8, lowest: F8, marks: I8, is_last: bool,
+    states: F8, counts: I8, close: F8, fill: F8, highest: F8, lowest: F8, marks: I8, is_last: bool,
 ) -> None:
     "Run combinations over a segment. `rows`: address and bytes a word; `tiles`: first combination and pair of each; `side` 0 reverses."
     n, block, is_both = close.shape[0], highest.shape[2], side == 0
@@ -349,7 +349,7 @@ def sweep_nb(
         marked, first = marks[first:until] - start, until
         ends = is_last and start + count == n
         last = (one << np.uint64(count - 1 - 64 * (words - 1))) - one if ends else everything
-        c, f, v = close[start : start + count], fill[start : start + count], inverse[start : start + count]
+        c, f = close[start : start + count], fill[start : start + count]
         high, low = highest[at], lowest[at]
         for t in range(tiles.shape[0] - 1):
             base = tiles[t, 1]
@@ -364,9 +364,8 @@ def sweep_nb(
                     enters = leaves[i, entry[0]] if enters_simply else signal_nb(entry, leaves, i, masks, most, words)
                     quits = leaves[i, exits[0]] if quits_simply else signal_nb(exits, leaves, i, masks, most + entry.shape[0], words)
                     position = counts[i, POSITION] if is_both else abs(counts[i, POSITION])
-                    n_events, opens, held = events_nb(masks, enters, quits, words, last, is_both, position, events)
-                    counts[i, HELD] += held
+                    n_events, opens = events_nb(masks, enters, quits, words, last, is_both, position, events)
                     trades_nb(
                         states, counts, i, lines, is_both, opens if is_both else side, events, n_events, count, marked,
-                        c, f, v, high, low,
+                        c, f, high, low,
                     )
