@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from . import masks
-from .masks import WORD, extremes_nb, side_lines, sweep_nb
+from .masks import WORD, extremes_nb, ranges_nb, row_table, side_lines, sweep_nb
 from .rules import SIDES, Grid, RulePlan, RuleStrategy, grid_points, plan_rules
 from .statistics import DAYS_A_YEAR
 from ..core.errors import BtcbotError
@@ -191,7 +191,7 @@ def aligned(
 class _Rows:
     "Features over one segment after the other, each a row."
 
-    def __init__(self, columns: Sequence[Column], strategy: RuleStrategy, clock: ServerClock | None, size: int):
+    def __init__(self, columns: Sequence[Column], strategy: RuleStrategy, clock: ServerClock | None, size: int, block: int):
         own = [j for j, column in enumerate(columns) if column.timeframe in ("", strategy.timeframe)]
         self.others = [j for j in range(len(columns)) if j not in own]
         self.stream = FeatureStream([columns[j] for j in self.others], strategy.timeframe, clock)
@@ -214,10 +214,11 @@ class _Rows:
         where |= {j: self.n + k for k, j in enumerate(self.others)}
         self.order = np.array([where[j] for j in range(len(columns))])
         self.buffers = [aligned((self.n + len(self.others), size)) for _ in range(2)]
+        self.block, self.ranges = block, [aligned((len(columns), 2, size // block, WORD)) for _ in range(2)]
         self.plain, self.turn = [k for k in range(len(COLUMNS)) if k in self.order], 0
 
     def update(self, segment: Segment) -> I8:
-        "Return where the row of each column stands, and the bytes from word to word."
+        "Return where the row of each column and its ranges stand."
         self.turn = 1 - self.turn
         buffer, n = self.buffers[self.turn], segment.rows.shape[1]
         places = np.column_stack([row_address(buffer) + buffer.strides[0] * np.arange(len(buffer)), np.ones(len(buffer), np.int64)])
@@ -226,7 +227,9 @@ class _Rows:
         self.program.run(placed(segment.rows), places[len(COLUMNS) : self.n], n, BLOCK)
         if self.others:
             buffer[self.n :, :n] = self.stream.update(segment.rows.T).T
-        return np.column_stack([places[self.order, 0], np.full(len(self.order), 8 * WORD)])
+        rows = np.column_stack([places[self.order, 0], np.full(len(self.order), 8 * WORD)])
+        ranges_nb(rows, n, self.block, self.ranges[self.turn])
+        return row_table(rows, self.ranges[self.turn])
 
 
 class RuleTier:
@@ -283,10 +286,12 @@ class RuleTier:
     ) -> None:
         parts = -(-len(plan.columns) // _ROWS) if pool else 1
         cuts = np.linspace(0, len(plan.columns), parts + 1).astype(int).tolist()
-        features = [_Rows(plan.columns[a:b], self.strategy, self.clock, size) for a, b in pairwise(cuts)]
+        features = [_Rows(plan.columns[a:b], self.strategy, self.clock, size, block) for a, b in pairwise(cuts)]
         constants = aligned((len(plan.numbers), WORD))
         constants[:] = plan.numbers[:, None]
-        fixed = np.column_stack([row_address(constants) + 8 * WORD * np.arange(len(constants)), np.zeros(len(constants), np.int64)])
+        # A number stands still from word to word, and is its own range.
+        fixed = np.repeat(row_address(constants) + 8 * WORD * np.arange(len(constants)), 4).reshape(-1, 4)
+        fixed[:, masks.STEP] = 0
         tables = aligned((2, 2, size // block, block.bit_length(), block))       # Two, as above
 
         def submit(work: Callable[..., I8 | None], *given: object) -> "Future[I8 | None]":
