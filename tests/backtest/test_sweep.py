@@ -18,6 +18,7 @@ from btcbot.backtest.sweep import METRICS, RuleTier, SimpleAccount, sweep
 from btcbot.features.engineering import FeatureEngineering
 from btcbot.market.bars import time_index
 
+pytestmark = pytest.mark.jit
 FAST, SLOW, LEVEL = Parameter("fast"), Parameter("slow"), Parameter("level")
 SMA, SLOWER, RSI = {"sma": {"n": FAST}}, {"sma": {"n": SLOW}}, {"rsi": {"n": SLOW}}
 CHANNEL = {"rolling_max": {"n": SLOW}, "of": "high", "lag": 1}
