@@ -204,6 +204,9 @@ def grid_points(
         places = np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ()
         columns = {name: given[at] for name, given, at in zip(parameters, values, places, strict=True)}
         points = pd.DataFrame(columns, index=pd.RangeIndex(math.prod(shape)))
+    for name in points:
+        if points[name].dtype.kind not in "if" or not np.isfinite(points[name]).all():
+            raise BtcbotError(f"The grid's values of {name} must be finite numbers.")
     if where is not None:
         points = points[np.asarray(where(points), bool)].reset_index(drop=True)
     if not len(points):
@@ -269,10 +272,18 @@ def plan_rules(
     features: dict[tuple[object, ...], tuple[int, Column]] = {}
     thresholds: dict[tuple[object, ...], int] = {}
 
+    known: list[tuple[Side, I8]] = []
+
     def rows(side: Side) -> I8:
         "Return the row of each combination; thresholds count down from -1."
+        for other, found_before in known:
+            if other == side:
+                return found_before
         names = list(dict.fromkeys(_names(side)))
-        codes = points.groupby(names, sort=False).ngroup().to_numpy(np.int64) if names else np.zeros(len(points), np.int64)
+        codes = np.zeros(len(points), np.int64)
+        for name in names:
+            own, distinct = pd.factorize(points[name])
+            codes = np.unique(codes * len(distinct) + own, return_inverse=True)[1]
         firsts = np.unique(codes, return_index=True)[1]
         found = []
         for values in zip(*(points[name].iloc[firsts].tolist() for name in names), strict=True) if names else [()]:
@@ -282,7 +293,8 @@ def plan_rules(
                 found.append(-1 - thresholds.setdefault(key, len(thresholds)))
             else:
                 found.append(features.setdefault(key, (len(features), value))[0])
-        return np.array(found, np.int64)[codes]
+        known.append((side, np.array(found, np.int64)[codes]))
+        return known[-1][1]
 
     sides = np.array([[rows(leaf.left), rows(leaf.right)] for leaf in comparisons])      # (comparisons, 2, combinations)
     sides = np.where(sides < 0, len(features) - 1 - sides, sides)

@@ -85,15 +85,19 @@ class Segment:
     is_last: bool
 
 
+_EVERY: Final = frozenset(range(len(COLUMNS)))
+
+
 def bar_rows(
-    bars: pd.DataFrame,   # In the library's schema
-) -> F8:                  # Shape (7, n)
+    bars: pd.DataFrame,                        # In the library's schema
+    wanted: frozenset[int] = _EVERY,           # Which columns; others are NaN
+) -> F8:                                       # Shape (7, n)
     "Return the columns of `bar_block`, each contiguous."
     rows = np.empty((len(COLUMNS), len(bars)))
-    rows[TIME] = time_ms(bars.index)
-    for k, column in enumerate(BAR_COLUMNS[:6], start=1):
-        rows[k] = bars[column]
-    rows[VOLUME] = known_volume(rows[VOLUME], bars["real_volume"].to_numpy(np.float64))
+    for k, column in enumerate(("", *BAR_COLUMNS[:6])):
+        rows[k] = np.nan if k not in wanted else bars[column] if k else time_ms(bars.index)
+    if VOLUME in wanted:
+        rows[VOLUME] = known_volume(rows[VOLUME], bars["real_volume"].to_numpy(np.float64))
     return rows
 
 
@@ -101,10 +105,11 @@ def segments(
     bars: pd.DataFrame,   # In the library's schema
     size: int,            # Bars of each, a multiple of 64
     length: int,          # Milliseconds of a bar
+    wanted: frozenset[int] = _EVERY,   # Columns that features read
 ) -> Iterator[Segment]:
     "Cut history into segments."
     for start in range(0, len(bars), _PIECE * size):
-        piece = bar_rows(bars.iloc[start : start + _PIECE * size + 1])     # A frame is slow to cut
+        piece = bar_rows(bars.iloc[start : start + _PIECE * size + 1], wanted | {TIME, OPEN, CLOSE})     # A frame is slow to cut
         for row in (piece[OPEN], piece[CLOSE]):
             if not (row.min() > 0 and row.max() < np.inf):
                 bad = bars.index[start + int(np.argmin((row > 0) & (row < np.inf)))]
@@ -197,8 +202,11 @@ class _Rows:
         self.stream = FeatureStream([columns[j] for j in self.others], strategy.timeframe, clock)
         plans, wires, outputs, at = list[Plan](), list[list[int]](), list[int](), dict[str, int]()
 
+        self.wanted = _EVERY if self.others else frozenset[int]()
+
         def place(node: Node) -> int:
             if node.indicator is None:
+                self.wanted |= {COLUMNS.index(node.label)}
                 return COLUMNS.index(node.label)
             if node.step not in at:
                 inputs = [place(part) for part in node.inputs]
@@ -305,7 +313,8 @@ class RuleTier:
             work = submit(extremes_nb, segment.close, into[0], into[1])
             return [*(submit(part.update, segment) for part in features), work]
 
-        source = enumerate(segments(self.bars, size, timeframe_ms(self.strategy.timeframe)))
+        wanted = frozenset[int]().union(*(part.wanted for part in features))
+        source = enumerate(segments(self.bars, size, timeframe_ms(self.strategy.timeframe), wanted))
         number, segment = next(source)
         pending = prepare(segment, tables[0])
         while True:
