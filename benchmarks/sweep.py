@@ -1,0 +1,277 @@
+"""Sweeps of moving-average crossovers against vectorbt with its Rust engine, in turns; results are compared before any time is quoted.
+
+`BTCBOT_VECTORBT` names the interpreter of an environment that has vectorbt and vectorbt-rust (default: this one). Prints ratios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROUNDS = 3
+BARS = 525_600
+FEE, CASH = 0.0005, 1e6
+FIGURES = ("net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor")
+
+
+def pairs(n: int) -> Any:
+    """Return the first `n` pairs of windows from 20 bars up in tens, fast and slow, of as few windows as hold so many."""
+    k = 2
+    while k * (k - 1) // 2 < n:
+        k += 1
+    windows = np.arange(2, k + 2) * 10
+    return np.array([(a, b) for i, a in enumerate(windows) for b in windows[i + 1 :]])[:n]
+
+
+# The peer, in an interpreter of its own. It is given what makes it fast: contiguous arrays, chunks, its own compiled functions called
+# directly, and only what the six figures need.
+
+
+class Best:
+    """Calls vectorbt's compiled functions on raw arrays, a few combinations at once."""
+
+    def __init__(self, data: Any, chunk: int):
+        from vectorbt.generic import dispatch as generic
+        from vectorbt.portfolio import dispatch as portfolio
+        from vectorbt.records import dispatch as records
+
+        self.generic, self.portfolio, self.records, self.chunk = generic, portfolio, records, chunk
+        self.close, self.open, days = data["close"].reshape(-1, 1), data["open"].reshape(-1, 1), data["days"]
+        self.ends = np.flatnonzero(np.append(days[1:] != days[:-1], True))
+        self.sequences = {k: np.zeros((len(self.close), k), np.int64) for k in range(1, chunk + 1)}
+
+    def averages(self, windows: Any) -> dict[int, Any]:
+        """Return the moving averages."""
+        return {int(n): np.asarray(self.generic.rolling_mean(self.close, int(n), engine="rust"))[:, 0] for n in windows}
+
+    def run(self, points: Any) -> Any:
+        """Return six figures for each combination."""
+        rows = self.averages(np.unique(points))
+        return np.vstack([self._chunk(points[a : a + self.chunk], rows) for a in range(0, len(points), self.chunk)])
+
+    def _chunk(self, points: Any, rows: dict[int, Any]) -> Any:
+        k, p, engine = len(points), self.portfolio, "rust"
+        shape = (len(self.close), k)
+        fast, slow = (np.stack([rows[n] for n in points[:, j]], axis=1) if k > 1 else rows[points[0, j]][:, None] for j in (0, 1))
+        entries, exits = np.zeros(shape, bool), np.zeros(shape, bool)
+        entries[1:] = self.generic.crossed_above(fast, slow, engine=engine)[:-1]  # Decided at a bar, filled at the next
+        exits[1:] = self.generic.crossed_above(slow, fast, engine=engine)[:-1]
+        cash, close = np.full(k, CASH), np.ascontiguousarray(np.broadcast_to(self.close, shape))
+        orders, _ = p.simulate_from_signals(
+            shape,
+            np.ones(k, np.int64),
+            cash,
+            self.sequences[k],
+            long_entries=entries,
+            long_exits=exits,
+            price=self.open,
+            fees=np.asarray(FEE),
+            close=self.close,
+            use_stops=False,
+            max_orders=len(self.close) // 16 * k,
+            max_logs=1,
+            flex_2d=True,
+            engine=engine,
+        )
+        columns = self.records.col_map(orders["col"].astype(np.int64), k, engine=engine)
+        trades = p.get_exit_trades(orders, close, columns, engine=engine)
+        trades = trades[trades["status"] == 1]
+        pnl, column = trades["pnl"], trades["col"]
+        counts, wins, gains, losses = (np.bincount(column, w, k) for w in (None, pnl > 0, np.maximum(pnl, 0), np.maximum(-pnl, 0)))
+        held = p.assets(p.asset_flow(shape, orders, columns, 2, engine=engine), engine=engine)
+        purse = p.cash(p.cash_flow(shape, orders, columns, False, engine=engine), cash, engine=engine)
+        value = np.asarray(p.value(purse, p.asset_value(close, held, engine=engine), engine=engine))
+        depth = np.maximum.accumulate(value, axis=0)
+        np.divide(value, depth, out=depth)
+        marks = np.vstack([cash, value[self.ends]])
+        daily = marks[1:] / marks[:-1] - 1
+        sharpe = daily.mean(axis=0) / daily.std(axis=0, ddof=1) * 365**0.5
+        return np.column_stack([value[-1] / CASH - 1, counts, wins / counts, depth.min(axis=0) - 1, sharpe, gains / losses])
+
+
+def usual(data: Any, points: Any) -> Any:
+    """Return the figures as vectorbt's documentation computes them; its Sharpe ratio is that of minutes."""
+    import pandas as pd
+    import vectorbt as vbt
+
+    index = pd.date_range("2023-01-01", periods=len(data["close"]), freq="min")
+    close, opens = pd.Series(data["close"], index), pd.Series(data["open"], index)
+    fast, slow = (vbt.MA.run(close, list(points[:, j]), short_name=name) for j, name in enumerate(("fast", "slow")))
+    entries, exits = fast.ma_crossed_above(slow), fast.ma_crossed_below(slow)
+    entries, exits = entries.vbt.signals.fshift(1), exits.vbt.signals.fshift(1)
+    book = vbt.Portfolio.from_signals(close, entries, exits, price=opens, fees=FEE, init_cash=CASH, freq="1min")
+    closed = book.trades.closed
+    columns = (book.total_return(), closed.count(), closed.win_rate(), book.max_drawdown(), book.sharpe_ratio(), closed.profit_factor())
+    return np.column_stack([np.asarray(column, np.float64) for column in columns])
+
+
+def serve(folder: Path) -> None:
+    """Answer each line `way n` with the seconds it took; leave the results in the folder."""
+    data, best = np.load(folder / "data.npz"), None
+    for line in sys.stdin:
+        way, *numbers = line.split()
+        points = pairs(int(numbers[0]))
+        began = time.perf_counter()
+        if way == "usual":
+            found = usual(data, points)
+        else:
+            best = best or Best(data, 1)
+            found = np.stack(list(best.averages(map(int, numbers)).values())) if way == "averages" else best.run(points)
+        taken = time.perf_counter() - began
+        np.save(folder / "found.npy", found)
+        print(f"= {taken!r}", flush=True)
+
+
+class Peer:
+    """The process that runs vectorbt."""
+
+    def __init__(self, python: str, folder: Path):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [python, __file__, "--serve", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, line: str) -> tuple[float, Any]:
+        """Return seconds and result."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(line, file=self.process.stdin, flush=True)
+        for answer in self.process.stdout:
+            if answer.startswith("= "):
+                return float(answer[2:]), np.load(self.folder / "found.npy")
+        raise SystemExit(f"the peer's process ended with {self.process.wait()} at {line!r}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# Ours.
+
+
+def market(bars: int) -> Any:
+    """Return synthetic minutes."""
+    from btcbot.market.clock import utc_ms
+    from btcbot.market.synthetic import synthetic_bars
+
+    return synthetic_bars(1, utc_ms("2021-01-01"), utc_ms("2021-01-01") + bars * 60_000)
+
+
+def ours(bars: Any, points: Any, workers: int) -> tuple[float, Any]:
+    """Return seconds, from parameters to the table of figures, and the table."""
+    import pandas as pd
+
+    from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
+    from btcbot.backtest.sweep import SimpleAccount, sweep
+
+    fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
+    began = time.perf_counter()
+    grid = pd.DataFrame(points, columns=["fast", "slow"])
+    found = sweep(RuleStrategy(Crosses(fast, slow)), grid, bars, account=SimpleAccount(FEE), workers=workers)
+    return time.perf_counter() - began, found.table[list(FIGURES)].to_numpy(np.float64)
+
+
+def check(bars: Any, points: Any, mine: Any, theirs: Any, peer: Peer) -> str:
+    """Compare all figures of all combinations; where trades differ, every bar that decides otherwise must be an exact tie."""
+    from btcbot.features.indicators import sma
+
+    limits = np.array([1e-10, 0, 1e-12, 1e-10, 1e-6, 1e-8])
+    apart = np.abs(mine - theirs)
+    is_same = (apart <= limits).all(axis=1)
+    close = bars["close"].to_numpy(np.float64)
+    sums = np.append(0, np.cumsum(np.rint(close * 100).astype(np.int64)))  # Exact, in cents
+    ties = 0
+    for index in np.flatnonzero(~is_same):
+        fast, slow = points[index]
+        _, (a, b) = peer.ask(f"averages {fast} {slow}")
+        differ = np.flatnonzero(np.sign(a - b)[slow - 1 :] != np.sign(sma(close, int(fast)) - sma(close, int(slow)))[slow - 1 :]) + slow
+        exact = (sums[differ] - sums[differ - fast]) * slow - (sums[differ] - sums[differ - slow]) * fast
+        if len(differ) == 0 or exact.any():
+            raise SystemExit(f"{fast}/{slow} differs without a tie, by {mine[index] - theirs[index]}: nothing is timed")
+        ties += len(differ)
+    most = apart[is_same].max(axis=0)
+    unequal = (apart[:, 1] > 0).sum()
+    return (
+        f"{is_same.sum()} of {len(points)} equal in every figure, returns within {most[0]:.1e}; {ties} bars of exact ties part the others, "
+        f"of which {unequal} differ in trades"
+    )
+
+
+def against_vectorbt(python: str) -> None:
+    """Print ratios on one core."""
+    with contextlib.suppress(AttributeError, OSError):  # One core for both, where the system lets a process choose
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    bars = market(BARS)
+    with tempfile.TemporaryDirectory() as folder:
+        days = bars.index.as_unit("ms").asi8 // 86_400_000
+        prices = {name: bars[name].to_numpy(np.float64) for name in ("open", "close")}
+        np.savez(Path(folder) / "data.npz", days=days, **prices)
+        peer = Peer(python, Path(folder))
+        peer.ask("best 2")
+        ours(bars.iloc[:20_000], pairs(10), 1)
+        quoted = {}
+        for n, rounds in ((100, ROUNDS + 2), (1000, ROUNDS)):
+            points, mine, theirs = pairs(n), [], []
+            for k in range(rounds):
+                fast, table = ours(bars, points, 1)
+                slow, found = peer.ask(f"best {n}")
+                if k == 0:
+                    print(f"{n} combinations: {check(bars, points, table, found, peer)}", flush=True)
+                mine.append(fast)
+                theirs.append(slow)
+            work = n * len(bars) / 1e9
+            quoted[n], each = statistics.median(mine) / work, statistics.median(theirs) / work
+            ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
+            print(
+                f"{n} combinations, {len(bars):,} bars, one core: {quoted[n] * work:.3f} s, {quoted[n]:.2f} ns a bar and combination; "
+                f"vectorbt at its best {each:.1f} ns: {ratio:.0f} times (goal {40 if n == 100 else 100})",
+                flush=True,
+            )
+        each = peer.ask("usual 10")[0] / 10 / len(bars) * 1e9
+        print(f"vectorbt's usual calls, 10 combinations: {each:.0f} ns, {each / quoted[1000]:.0f} times ours at 1000 (goal 400)")
+        peer.close()
+
+
+def large() -> None:
+    """Print the time and memory of ten thousand combinations over three years."""
+    bars, points = market(3 * BARS), pairs(10_000)
+    ours(bars.iloc[:20_000], pairs(10), 2)
+    taken, _ = ours(bars, points, 2)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+    each = taken / len(points) / len(bars) * 1e9
+    done = f"{len(points):,} combinations, {len(bars):,} bars, two threads"
+    print(f"{done}: {taken:.1f} s (limit 12), {each:.2f} ns a bar and combination; {memory:.2f} GiB (limit 1)")
+
+
+def main() -> None:
+    """Run all of it."""
+    subprocess.run([sys.executable, __file__, "--large"], check=True)
+    python = os.environ.get("BTCBOT_VECTORBT", sys.executable)
+    probe = "import vectorbt, sys; from vectorbt._engine import is_rust_available as r; sys.exit(0 if r() else 3)"
+    answer = subprocess.run([python, "-c", probe], capture_output=True).returncode
+    if answer:
+        what = "has no Rust engine (pip install vectorbt-rust)" if answer == 3 else "is not installed"
+        print(f"vectorbt {what} in {Path(python).name}: not compared; BTCBOT_VECTORBT names an interpreter that has it")
+        return
+    against_vectorbt(python)
+
+
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        serve(Path(sys.argv[-1]))
+    elif "--large" in sys.argv:
+        large()
+    else:
+        main()
