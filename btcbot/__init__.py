@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from btcbot.backtest.backtester import Backtester as Backtester
+    from btcbot.backtest.sweep import sweep as sweep
     from btcbot.core.errors import BtcbotError as BtcbotError
     from btcbot.data.clean import DataCleaner as DataCleaner
     from btcbot.data.connect import open_store as open_store
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "connect",
     "open_store",
+    "sweep",
 ]
 
 # Where each public name lives. Its module, and numpy, pandas and numba with it, is loaded when the name is first used.
@@ -59,6 +61,7 @@ _HOMES = {
     "Trader": "btcbot.trading.trader",
     "connect": "btcbot.terminal.connect",
     "open_store": "btcbot.data.connect",
+    "sweep": "btcbot.backtest.sweep",
 }
 
 
