@@ -20,7 +20,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, PACKAGE, kernel_sources
 from .specification import Column, Specification, parse
 from .stream import FeatureStream
-from .transformers import Transformer
+from .transformers import BadKind, Transformer
 from ..market.bars import bar_block, check_bars, content_hash, time_ms
 from ..market.clock import ServerClock, server_clock
 from ..market.resample import slot_length
@@ -56,6 +56,8 @@ class FeatureEngineering(Transformer):
         cache: Cache | None = None,               # Where `transform` keeps columns
     ):
         self.specifications, self.timeframe, self.clock, self.cache = specifications, timeframe, clock, cache
+        if not isinstance(timeframe, str) or not isinstance(clock, ServerClock | str):
+            raise BtcbotError(f"A timeframe is a text such as 'M1', a clock one such as 'UTC'; got {timeframe!r} and {clock!r}.")
         slot_length(timeframe)
         self._columns = parse(specifications)
         self._stream = FeatureStream(self._columns, timeframe, server_clock(clock) if isinstance(clock, str) else clock)
@@ -125,18 +127,44 @@ class FeatureEngineering(Transformer):
             found[column.name] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return found
 
-    def transform(
-        self,
-        X: pd.DataFrame,  # Bars in the library's schema
-    ) -> pd.DataFrame:    # One column for each feature, same index
-        "Return the features of bars, from a fresh start."
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def _bars(self, X: pd.DataFrame) -> pd.DataFrame:
         if not isinstance(X, pd.DataFrame):
-            raise BtcbotError(f"FeatureEngineering takes a frame of bars with a time index; got {type(X).__name__}.")
+            raise BadKind(f"FeatureEngineering takes a frame of bars with a time index; got {type(X).__name__}.")
         bars = check_bars(X)
         steps = np.diff(time_ms(bars.index))
         base, _ = slot_length(self.timeframe)
         if (steps % base).any() or (len(steps) > 2 and np.median(steps) != base):
             raise BtcbotError(f"These bars are {np.median(steps) / 60_000:g} minutes apart, not {self.timeframe}: name their timeframe.")
+        return bars
+
+    def fit(
+        self,
+        X: pd.DataFrame,   # Bars in the library's schema
+        y: object = None,  # Unused
+    ) -> Self:
+        "Check the bars; there is nothing to learn."
+        self._bars(X)
+        return self
+
+    def fit_transform(
+        self,
+        X: pd.DataFrame,   # Bars in the library's schema
+        y: object = None,  # Unused
+    ) -> pd.DataFrame:     # One column for each feature, same index
+        "Return the features of bars, from a fresh start."
+        return self.transform(X)
+
+    def transform(
+        self,
+        X: pd.DataFrame,  # Bars in the library's schema
+    ) -> pd.DataFrame:    # One column for each feature, same index
+        "Return the features of bars, from a fresh start."
+        bars = self._bars(X)
         if self.cache is None:
             return pd.DataFrame(self.streamed().update(bar_block(bars)), bars.index, self.names, copy=False)
         keys = self.versions(content_hash(bars))
