@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, PACKAGE, kernel, kernel_sources
 from ..core.steps import IS_COMPILED, Step, call_step_nb, row_address, row_nb, step_address, table_nb
+from .hashing import function_hash
 from .windows import BLOCK
 
 if TYPE_CHECKING:
@@ -254,10 +255,9 @@ class Indicator:
 
     @property
     def code_hash(self) -> str:
-        "Hash of the step, of every kernel it may call, and of the parameters."
-        code = getattr(self._plan.step, "py_func", self._plan.step).__code__
-        text = f"{self.name()}|{dataclasses.asdict(self)}|{self._plan.params}|{code.co_consts}|{code.co_names}|{kernel_sources(PACKAGE)}|"
-        return hashlib.sha256(text.encode() + code.co_code).hexdigest()[:16]
+        "Hash of the step, of all that it calls and reads, and of the parameters."
+        text = f"{self.name()}|{dataclasses.asdict(self)}|{self._plan.params}|{function_hash(self._plan.step)}|{kernel_sources(PACKAGE)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def program(self) -> Program:
         "Make a fresh program of this indicator alone."
@@ -388,7 +388,10 @@ Class = TypeVar("Class", bound=type[Indicator])
 def register(
     cls: Class,  # A dataclass
 ) -> Class:      # The same
-    "Make an indicator known by its name."
+    "Make an indicator known by its name; a shipped one can't be replaced."
+    known = INDICATORS.get(cls.name())
+    if known and known.__module__.startswith("btcbot.") and known.__module__ != cls.__module__:
+        raise BtcbotError(f"{cls.name()} is the name of a feature that comes with btcbot ({known.__module__}): choose another.")
     INDICATORS[cls.name()] = cls
     return cls
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from btcbot.core.errors import BtcbotError
 from btcbot.core.jit import F8, kernel
+from btcbot.features.hashing import function_hash
 from btcbot.features.indicator import INDICATORS, make_indicator
-from btcbot.features.indicators.custom import Feature, feature, function_hash
+from btcbot.features.indicators.custom import Feature, feature
 
 FACTOR = 2.0
 TABLE = np.array([1.0, 2.0, 3.0])
@@ -138,7 +139,7 @@ def test_the_hash_follows_what_the_function_reads(monkeypatch: pytest.MonkeyPatc
 
 def test_the_hash_is_the_same_in_another_process() -> None:
     code = (
-        "from btcbot.features.indicators.custom import function_hash\n"
+        "from btcbot.features.hashing import function_hash\n"
         "def f(close, n=3):\n    return sum([x for x in close if x in {1, 2}]) + (lambda y: y + 1)(n)\n"
         "print(function_hash(f))"
     )
