@@ -1,6 +1,7 @@
 """Sweeps of moving-average crossovers against vectorbt with its Rust engine, in turns; results are compared before any time is quoted.
 
-`BTCBOT_VECTORBT` names the interpreter of an environment that has vectorbt and vectorbt-rust (default: this one). Prints ratios.
+Against vectorbt, seconds are those of the work of one core, so that a busy machine slows neither. `BTCBOT_VECTORBT` names the interpreter
+of an environment that has vectorbt and vectorbt-rust (default: this one). Prints ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 ROUNDS = 3
 BARS = 525_600
 FEE, CASH = 0.0005, 1e6
+REAL = Path(__file__).parents[2] / "shared" / "data" / "bitfinex_btcusd_1m"
 FIGURES = ("net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor")
 
 
@@ -117,17 +119,19 @@ def usual(data: Any, points: Any) -> Any:
 
 def serve(folder: Path) -> None:
     """Answer each line `way n` with the seconds it took; leave the results in the folder."""
-    data, best = np.load(folder / "data.npz"), None
+    data, best = {}, None
     for line in sys.stdin:
         way, *numbers = line.split()
         points = pairs(int(numbers[0]))
-        began = time.perf_counter()
-        if way == "usual":
+        began = time.process_time()
+        if way == "read":
+            data, best, found = dict(np.load(folder / "data.npz")), None, np.zeros(0)
+        elif way == "usual":
             found = usual(data, points)
         else:
             best = best or Best(data, 1)
             found = np.stack(list(best.averages(map(int, numbers)).values())) if way == "averages" else best.run(points)
-        taken = time.perf_counter() - began
+        taken = time.process_time() - began
         np.save(folder / "found.npy", found)
         print(f"= {taken!r}", flush=True)
 
@@ -169,18 +173,30 @@ def market(bars: int) -> Any:
     return synthetic_bars(1, utc_ms("2021-01-01"), utc_ms("2021-01-01") + bars * 60_000)
 
 
+def markets() -> dict[str, Any]:
+    """Return a year of synthetic minutes, and of real ones where they lie beside this checkout."""
+    from btcbot.data.files import read_bars
+
+    found = {"synthetic": market(BARS)}
+    if REAL.exists():
+        real = read_bars(REAL).bars
+        found["real"] = real.iloc[-BARS:]
+    return found
+
+
 def ours(bars: Any, points: Any, workers: int) -> tuple[float, Any]:
-    """Return seconds, from parameters to the table of figures, and the table."""
+    """Return seconds (of work with one thread, on the clock with more) from parameters to the table of figures, and the table."""
     import pandas as pd
 
     from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
     from btcbot.backtest.sweep import SimpleAccount, sweep
 
     fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
-    began = time.perf_counter()
+    clock = time.process_time if workers == 1 else time.perf_counter
+    began = clock()
     grid = pd.DataFrame(points, columns=["fast", "slow"])
     found = sweep(RuleStrategy(Crosses(fast, slow)), grid, bars, account=SimpleAccount(FEE), workers=workers)
-    return time.perf_counter() - began, found.table[list(FIGURES)].to_numpy(np.float64)
+    return clock() - began, found.table[list(FIGURES)].to_numpy(np.float64)
 
 
 def check(bars: Any, points: Any, mine: Any, theirs: Any, peer: Peer) -> str:
@@ -191,7 +207,7 @@ def check(bars: Any, points: Any, mine: Any, theirs: Any, peer: Peer) -> str:
     apart = np.abs(mine - theirs)
     is_same = (apart <= limits).all(axis=1)
     close = bars["close"].to_numpy(np.float64)
-    sums = np.append(0, np.cumsum(np.rint(close * 100).astype(np.int64)))  # Exact, in cents
+    sums = np.append(0, np.cumsum(np.rint(close * 1e5).astype(np.int64)))  # Exact
     ties = 0
     for index in np.flatnonzero(~is_same):
         fast, slow = points[index]
@@ -213,35 +229,42 @@ def against_vectorbt(python: str) -> None:
     """Print ratios on one core."""
     with contextlib.suppress(AttributeError, OSError):  # One core for both, where the system lets a process choose
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    bars = market(BARS)
     with tempfile.TemporaryDirectory() as folder:
-        days = bars.index.as_unit("ms").asi8 // 86_400_000
-        prices = {name: bars[name].to_numpy(np.float64) for name in ("open", "close")}
-        np.savez(Path(folder) / "data.npz", days=days, **prices)
         peer = Peer(python, Path(folder))
-        peer.ask("best 2")
-        ours(bars.iloc[:20_000], pairs(10), 1)
-        quoted = {}
-        for n, rounds in ((100, ROUNDS + 2), (1000, ROUNDS)):
-            points, mine, theirs = pairs(n), [], []
-            for k in range(rounds):
-                fast, table = ours(bars, points, 1)
-                slow, found = peer.ask(f"best {n}")
-                if k == 0:
-                    print(f"{n} combinations: {check(bars, points, table, found, peer)}", flush=True)
-                mine.append(fast)
-                theirs.append(slow)
-            work = n * len(bars) / 1e9
-            quoted[n], each = statistics.median(mine) / work, statistics.median(theirs) / work
-            ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
-            print(
-                f"{n} combinations, {len(bars):,} bars, one core: {quoted[n] * work:.3f} s, {quoted[n]:.2f} ns a bar and combination; "
-                f"vectorbt at its best {each:.1f} ns: {ratio:.0f} times (goal {40 if n == 100 else 100})",
-                flush=True,
-            )
-        each = peer.ask("usual 10")[0] / 10 / len(bars) * 1e9
-        print(f"vectorbt's usual calls, 10 combinations: {each:.0f} ns, {each / quoted[1000]:.0f} times ours at 1000 (goal 400)")
+        for name, bars in markets().items():
+            days = bars.index.as_unit("ms").asi8 // 86_400_000
+            prices = {column: bars[column].to_numpy(np.float64) for column in ("open", "close")}
+            np.savez(Path(folder) / "data.npz", days=days, **prices)
+            compare(name, bars, peer)
         peer.close()
+
+
+def compare(name: str, bars: Any, peer: Peer) -> None:
+    """Print ratios on the bars of one market."""
+    print(f"{name}, {len(bars):,} bars, one core", flush=True)
+    peer.ask("read 0")
+    peer.ask("best 2")
+    ours(bars.iloc[:20_000], pairs(10), 1)
+    quoted = 0.0
+    for n, rounds in ((100, ROUNDS + 2), (1000, ROUNDS)):
+        points, mine, theirs = pairs(n), [], []
+        for k in range(rounds if name == "synthetic" else 1):
+            fast, table = ours(bars, points, 1)
+            slow, found = peer.ask(f"best {n}")
+            if k == 0:
+                print(f"{n} combinations: {check(bars, points, table, found, peer)}", flush=True)
+            mine.append(fast)
+            theirs.append(slow)
+        work = n * len(bars) / 1e9
+        quoted, each = statistics.median(mine) / work, statistics.median(theirs) / work
+        ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
+        print(
+            f"{n} combinations: {quoted * work:.3f} s, {quoted:.2f} ns a bar and combination; vectorbt at its best {each:.1f} ns: "
+            f"{ratio:.0f} times (goal {40 if n == 100 else 100})",
+            flush=True,
+        )
+    each = peer.ask("usual 10")[0] / 10 / len(bars) * 1e9
+    print(f"vectorbt's usual calls, 10 combinations: {each:.0f} ns, {each / quoted:.0f} times ours at 1000 (goal 400)")
 
 
 def large() -> None:

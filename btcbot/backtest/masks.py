@@ -204,13 +204,16 @@ def compare_rows_nb(rows: I8, a: int, b: int, at: int, first: int, words: int, m
     was_below, was_above = np.uint64(memory) & one, np.uint64(memory) >> one
     for w in range(words):
         above, below = masks[row + ABOVE, w], masks[row + BELOW, w]
-        keeps = ~(above | below)
-        if keeps != np.uint64(0):
+        if ~(above | below) == np.uint64(0):                # What was last is the bar before
+            masks[row + CROSSES_ABOVE, w] = above & (below << one | was_below)
+            masks[row + CROSSES_BELOW, w] = below & (above << one | was_above)
+            was_below, was_above = below >> top, above >> top
+        else:
             keeps = equal_word_nb(rows[a, ADDRESS] + (first + w) * rows[a, STEP], rows[b, ADDRESS] + (first + w) * rows[b, STEP])
-        before, after = remember_nb(below, keeps, was_below)
-        masks[row + CROSSES_ABOVE, w], was_below = above & before, after >> top
-        before, after = remember_nb(above, keeps, was_above)
-        masks[row + CROSSES_BELOW, w], was_above = below & before, after >> top
+            before, after = remember_nb(below, keeps, was_below)
+            masks[row + CROSSES_ABOVE, w], was_below = above & before, after >> top
+            before, after = remember_nb(above, keeps, was_above)
+            masks[row + CROSSES_BELOW, w], was_above = below & before, after >> top
     return int(was_below | (was_above << one))
 
 

@@ -276,7 +276,7 @@ class RuleTier:
         "Run a chunk."
         plan = plan_rules(self.strategy, points)
         order = np.lexsort(plan.leaves.T[::-1])
-        count = max(min(1024, -(-len(order) // (4 * self.workers))), 32)
+        count = 1024 if self.workers == 1 else max(min(1024, -(-len(order) // (4 * self.workers))), 32)
         lines = side_lines(self.account.fee, self.account.fraction)
         batches = [_Batch(plan, order[a : a + count], SIDES[self.strategy.side], lines) for a in range(0, len(order), count)]
         size, block = self.shape(len(plan.columns))
@@ -329,6 +329,13 @@ class RuleTier:
             number, segment = then
 
 # %% ../../nbs/56_backtest.sweep.ipynb #1f3e89a0
+def _checked(bars: pd.DataFrame) -> pd.DataFrame:
+    "What `check_bars` gives, without a copy where it would change nothing."
+    head = check_bars(bars.iloc[:2])
+    is_same = bars.columns.equals(head.columns) and (bars.dtypes == head.dtypes).all() and bars.index.dtype == head.index.dtype
+    return bars if is_same and bars.index.is_monotonic_increasing and bars.index.is_unique else check_bars(bars)
+
+
 @dataclass(frozen=True, slots=True)
 class Sweep:
     "What a sweep gives."
@@ -371,7 +378,7 @@ def sweep(
         raise BtcbotError(f"workers={workers} must be at least 1.")
     if not isinstance(strategy, RuleStrategy):
         raise BtcbotError(f"{strategy!r} can't be swept yet: give a RuleStrategy, whose rules are comparisons.")
-    bars = check_bars(bars)
+    bars = _checked(bars)
     if len(bars) < 2:
         raise BtcbotError(f"{len(bars)} bars are too few: what is decided at a bar is filled at the next.")
     points, account = grid_points(grid, strategy.parameters, where), account or SimpleAccount()
