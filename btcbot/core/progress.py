@@ -26,6 +26,11 @@ from tqdm.std import tqdm as terminal_tqdm
 VARIABLE = "BTCBOT_PROGRESS"
 _numbers = count()
 
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # tqdm is generic for the type checker alone
+    monitor_interval = 0   # No thread that looks after it: it is moved on often enough, and who forks wants no threads
+
+
 class Progress:
     "How far a piece of work has come."
 
@@ -42,7 +47,7 @@ class Progress:
         self._file = os.open(chosen, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if chosen else None
         # `None` asks tqdm to stay silent where there is no terminal; a notebook's widget needs none.
         hidden = True if chosen else None if tqdm.__mro__[1].__module__ != "tqdm.notebook" else False
-        self._bar = tqdm(total=total, desc=desc, unit=unit, disable=hidden)
+        self._bar = _Bar(total=total, desc=desc, unit=unit, disable=hidden)
 
     def update(
         self,
