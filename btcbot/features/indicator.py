@@ -319,7 +319,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 65_536     # Bars of the first part, which is timed
-WORTH_S: Final = 2e-3    # Seconds of work left for which threads are started
+WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started: shorter work waits for memory, which they share
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
