@@ -388,10 +388,7 @@ Class = TypeVar("Class", bound=type[Indicator])
 def register(
     cls: Class,  # A dataclass
 ) -> Class:      # The same
-    "Make an indicator known by its name; a shipped one can't be replaced."
-    known = INDICATORS.get(cls.name())
-    if known and known.__module__.startswith("btcbot.") and known.__module__ != cls.__module__:
-        raise BtcbotError(f"{cls.name()} is the name of a feature that comes with btcbot ({known.__module__}): choose another.")
+    "Make an indicator known by its name, in place of any of that name before."
     INDICATORS[cls.name()] = cls
     return cls
 
