@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from btcbot.backtest import backtester
+from btcbot.backtest import playback
 from btcbot.backtest.backtester import Backtester
 from btcbot.core.steps import IS_COMPILED
 from btcbot.market.clock import utc_ms
@@ -31,7 +31,7 @@ def test_the_short_way_is_the_long_way(name: str, strategy: Strategy, monkeypatc
     runs = []
     for is_short in (True, False):
         if not is_short:
-            monkeypatch.setattr(backtester, "calm_nb", lambda *_: (False, 0, 0, 0))
+            monkeypatch.setattr(playback, "calm_nb", lambda *_: (False, 0, 0, 0))
         runs.append(Backtester(profile).run(strategy, bars))
     short, long = runs
     assert len(short.deals) > 4
