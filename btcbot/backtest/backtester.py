@@ -17,7 +17,6 @@ import pandas as pd
 from .figures import HELD, new_figures, part_ends
 from .playback import Market, changes_nb, run_nb
 from .statistics import key_figures
-from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.progress import progress
 from ..engine import account as engine
@@ -25,7 +24,6 @@ from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager
 from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash
-from ..market.clock import utc_ms
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
 
@@ -139,10 +137,7 @@ class Backtester:
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
         market = Market(bars, self.profile, timeframe)
-        times = market.times
-        first = 0 if trade_from is None else int(np.searchsorted(times, utc_ms(trade_from)))
-        if first >= len(times):
-            raise BtcbotError(f"{len(times)} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
+        times, first = market.times, market.first(trade_from)
         stream, risk = SignalStream(strategy), RiskManager(self.profile, self.limits, market.length)
         deposit, first_day = round(self.profile.deposit * 100), int(times[first] // _DAY)
         figures, parts = new_figures(1, deposit, first_day)[0], part_ends(first_day, int(times[-1] // _DAY))

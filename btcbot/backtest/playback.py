@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .figures import DEEPEST, EQUITY, HELD, PEAK, day_nb, mark_nb
+from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb
 from btcbot.engine.account import (
@@ -79,7 +80,7 @@ from btcbot.market.bars import (
     time_ms,
     timeframe_ms,
 )
-from ..market.clock import midnight_weekdays, midnights, server_clock, to_server
+from ..market.clock import midnight_weekdays, midnights, server_clock, to_server, utc_ms
 from ..market.profile import BrokerProfile
 from ..market.sessions import in_sessions
 
@@ -364,6 +365,16 @@ class Market:
         nights = midnights(self.clock, int(self.times[0]), int(self.times[-1]) + self.length) if len(self.times) else np.zeros(0, np.int64)
         days_of_swap = np.array(profile.symbol.swap_days)[midnight_weekdays(self.clock, nights)]
         self.rollovers = np.column_stack([nights, days_of_swap]).astype(np.int64)
+
+    def first(
+        self,
+        trade_from: int | str | None,   # First moment of trading, UTC (default: all bars are traded)
+    ) -> int:
+        "Return the number of the first bar that is traded."
+        found = 0 if trade_from is None else int(np.searchsorted(self.times, utc_ms(trade_from)))
+        if found >= len(self.times):
+            raise BtcbotError(f"{len(self.times)} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
+        return found
 
     def chunks(
         self,

@@ -8,7 +8,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.rules.html.md"""
 __all__ = ['Side', 'SIDES', 'Place', 'Grid', 'N_LEAVES', 'N_ENTRY', 'N_EXITS', 'PROGRAM_SIDE', 'UNIT', 'UNIT_NUMBER', 'SIZED_BY',
            'PLAN_SIZE', 'PLAN_STOP', 'PLAN_TAKE', 'PLAN_TRAIL', 'PLAN_EVEN', 'PLAN_LIMIT', 'N_HEAD', 'N_LEAF',
            'Parameter', 'Output', 'Rule', 'Above', 'Below', 'Crosses', 'Both', 'Either', 'RuleStrategy', 'grid_points',
-           'RulePlan', 'plan_rules', 'rule_step_nb', 'fill_plan_nb']
+           'RulePlan', 'column_key', 'plan_rules', 'rule_step_nb', 'fill_plan_nb']
 
 # %% ../../nbs/54_backtest.rules.ipynb #3a37c4ea
 import difflib
@@ -307,10 +307,11 @@ def _resolved(side: Side, point: Mapping[str, float]) -> Column | float:
     return columns[0]
 
 
-def _key(value: Column | float) -> tuple[object, ...]:
-    if isinstance(value, float):
-        return (value,)
-    return (value.timeframe, value.is_partial, value.node.step, value.node.output)
+def column_key(
+    column: Column,             # From `parse`
+) -> tuple[object, ...]:
+    "Return what two columns have in common that always have the same values."
+    return column.timeframe, column.is_partial, column.node.step, column.node.output
 
 
 def _program(rule: Rule, next_leaf: Iterator[int]) -> list[int]:
@@ -327,7 +328,7 @@ def plan_rules(
     rules = strategy.rules
     comparisons = [leaf for rule in rules for leaf in _leaves(rule)]
     features: dict[tuple[object, ...], tuple[int, Column]] = {}
-    thresholds: dict[tuple[object, ...], int] = {}
+    thresholds: dict[float, int] = {}
 
     known: list[tuple[Side, I8]] = []
 
@@ -345,11 +346,10 @@ def plan_rules(
         found = []
         for values in zip(*(points[name].iloc[firsts].tolist() for name in names), strict=True) if names else [()]:
             value = _resolved(side, dict(zip(names, values, strict=True)))
-            key = _key(value)
             if isinstance(value, float):
-                found.append(-1 - thresholds.setdefault(key, len(thresholds)))
+                found.append(-1 - thresholds.setdefault(value, len(thresholds)))
             else:
-                found.append(features.setdefault(key, (len(features), value))[0])
+                found.append(features.setdefault(column_key(value), (len(features), value))[0])
         known.append((side, np.array(found, np.int64)[codes]))
         return known[-1][1]
 
@@ -367,7 +367,7 @@ def plan_rules(
     entry, exits = (np.array(_program(rule, number), np.int64) for rule in rules)
     plan = [points[value.name] if isinstance(value, Parameter) else np.full(len(points), value) for value in strategy.plan]
     return RulePlan(
-        tuple(column for _, column in features.values()), np.array([key[0] for key in thresholds], np.float64),
+        tuple(column for _, column in features.values()), np.array(list(thresholds), np.float64),
         np.column_stack([pairs // total, pairs % total]), np.ascontiguousarray(4 * places.reshape(low.shape).T + masks.T),
         entry, exits, bool(crossing.any()), units, np.column_stack(plan).astype(np.float64),
     )
@@ -455,11 +455,11 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     for side, spec in zip(given, specs, strict=True):
         if not isinstance(side, Parameter | numbers.Real) and spec not in features:
             features.append(spec)
-    columns = [_key(column) for column in parse(features)]
+    columns = [column_key(column) for column in parse(features)]
 
     def place(side: Side) -> tuple[float, float]:
         value = _resolved(side, point)
-        return (-1.0, value) if isinstance(value, float) else (float(len(COLUMNS) + columns.index(_key(value))), 0.0)
+        return (-1.0, value) if isinstance(value, float) else (float(len(COLUMNS) + columns.index(column_key(value))), 0.0)
 
     kinds = {Above: _ABOVE, Below: _BELOW, Crosses: _CROSSES}
     number = iter(range(len(leaves)))
