@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from .bounds import BOUND_COLUMNS, target_changes, trade_bounds
+from .bounds import BOUND_COLUMNS, trade_bounds
 from .charts import plot_run, plot_run_interactive
-from .playback import prepare, run_nb
+from .figures import HELD, new_figures, part_ends
+from .playback import Market, changes_nb, run_nb
 from .statistics import buy_and_hold, drawdown, key_figures
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
@@ -28,8 +29,7 @@ from ..engine import account as engine
 from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager
-from ..market.bars import BAR_OPEN, BAR_SPREAD, content_hash, time_ms, timeframe_ms
-from ..market.clock import utc_ms
+from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash, time_ms, timeframe_ms
 from ..market.profile import BrokerProfile
 from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, as_targets
 from ..strategies.base import SignalStream, Strategy
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/51_backtest.backtester.ipynb #173efa8d
-_BLOCK: Final = 65_536   # bars at a time: the memory for targets does not grow with the history
+_DAY: Final = 86_400_000
+_CHUNK: Final = 65_536   # Bars at a time
 DEAL_COLUMNS: Final = (
     "time", "side", "entry", "reason", "position", "volume", "price", "profit", "commission", "swap", "spread_cost", "slippage_cost",
 )
@@ -255,44 +256,51 @@ class Backtester:
         sizing: Sizing | None = None,         # Of targets that don't say it (default: the smallest volume, without stops)
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
-        market = prepare(bars, self.profile, timeframe)
-        times, points = market.times, market.points
-        first = 0 if trade_from is None else int(np.searchsorted(times, utc_ms(trade_from)))
-        if first >= len(times):
-            raise BtcbotError(f"{len(times)} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
+        market = Market(bars, self.profile, timeframe)
+        times, first = market.times, market.first(trade_from)
         if not isinstance(strategy, Strategy):
             strategy = as_targets(strategy, market.received, sizing or Sizing(lots=self.profile.symbol.volume_min), timeframe)
         stream = SignalStream(strategy) if isinstance(strategy, Strategy) else ArrayStream(strategy)
-        risk, changes = RiskManager(self.profile, self.limits, market.length), list[tuple[I8, F8]]()
-        account, positions = engine.new_account(round(self.profile.deposit * 100))
-        log, logs = engine.new_deals(4096), list[I8]()
-        equity, low, is_open = (np.zeros(len(times), np.int64) for _ in range(3))
-        intents = np.zeros((MAX_INTENTS, N_INTENT), np.int64)
+        risk = RiskManager(self.profile, self.limits, market.length)
+        deposit, first_day = round(self.profile.deposit * 100), int(times[first] // _DAY)
+        figures, parts = new_figures(1, deposit, first_day)[0], part_ends(first_day, int(times[-1] // _DAY))
+        account, positions = engine.new_account(deposit)
+        log, logs = engine.new_deals(4096), [np.zeros((0, engine.N_DEAL), np.int64)]
+        equity, low = (np.empty(len(times) - first) for _ in range(2))
+        cents = np.empty((2, _CHUNK + 1), np.int64)
+        intents, modelled = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 0
+        points, changes = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
         with progress(len(times), "backtest") as bar:
-            for a in range(0, len(times), _BLOCK):
-                b = min(a + _BLOCK, len(times))
-                targets = np.vstack([stream.last[None], stream.update(market.block[a:b])])
-                changes.append(target_changes(targets[:-1], a))
-                if a <= first < b:
+            for chunk in market.chunks(_CHUNK):
+                n, a = len(chunk.block), chunk.begin
+                targets, since = np.vstack([stream.last[None], stream.update(chunk.block)])[:n], np.empty(n, np.int64)
+                if a <= first < a + n:
                     risk.state = risk.new_state(float(targets[first - a, TARGET_ID]))
-                at = max(first, a)
-                while at < b:
+                count = changes_nb(targets, since, 1)
+                changes.append((since[:count] + a - 1, targets[:count]))
+                points[a : a + n] = chunk.points[1:]
+                begin = at = max(first - a, 0) + 1
+                while at <= n:
                     at = run_nb(
-                        risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, points, market.days, market.length, first,
-                        targets, a, at, intents, equity, low, is_open,
+                        risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points, chunk.rows, chunk.days,
+                        market.length, first - a + 1, since[:count], targets[:count], at, n + 1, intents, figures, parts, cents[0], cents[1],
                     )
-                    logs.append(log[: account[N_DEALS]].copy())
-                    account[N_DEALS] = 0
-                bar.update(b - a)
+                    deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
+                    logs.append(deals)
+                    own = chunk.points[np.searchsorted(chunk.points[1:, BAR_TIME], deals[:, engine.DEAL_TIME], side="right"), BAR_SPREAD]
+                    modelled += int((np.abs(2 * deals[:, engine.QUOTE] - deals[:, engine.MID2]) > own).sum())
+                if begin <= n:
+                    at = a + begin - 1 - first
+                    np.divide(cents[0, begin : n + 1], 100, out=equity[at : a + n - first])
+                    np.divide(cents[1, begin : n + 1], 100, out=low[at : a + n - first])
+                bar.update(n)
         deals = np.vstack(logs)
-        column = points[np.searchsorted(times, deals[:, engine.DEAL_TIME], side="right") - 1][:, [BAR_OPEN, BAR_SPREAD]]
-        used = np.abs(2 * deals[:, engine.QUOTE] - deals[:, engine.MID2])
         return Result(
             strategy, self.profile, timeframe, deal_frame(deals, self.profile),
-            pd.Series(equity[first:] / 100, index=market.bars.index[first:], name="equity"), low[first:] / 100,
-            float((is_open[first:] > 0).mean()), risk.refusals, self.limits,
+            pd.Series(equity, index=market.bars.index[first:], name="equity"), low, float(figures[HELD]) / len(equity),
+            risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
-            float((used > column[:, 1]).mean()) if len(deals) else 0.0, content_hash(market.received), market.bars.iloc[first:],
+            modelled / len(deals) if len(deals) else 0.0, content_hash(market.received), market.bars.iloc[first:],
             trade_bounds(deals, np.concatenate([starts for starts, _ in changes]), np.vstack([rows for _, rows in changes]), points,
                          market.rollovers, market.length, self.profile, self.spread_allowance),
         )

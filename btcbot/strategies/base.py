@@ -49,6 +49,7 @@ class Strategy:
     warm_up: int                              # Bars before the first target
     features: tuple[Specification, ...] = ()  # Columns behind the seven of the bar
     timeframe: str = "M1"                     # Of the bars
+    program: tuple[float, ...] = ()           # What else the step reads, behind the parameters
 
     def __post_init__(self) -> None:
         if min(self.n_float, self.n_int, self.warm_up) < 0:
@@ -57,15 +58,15 @@ class Strategy:
 
     @property
     def params(self) -> F8:
-        "The parameters as the step reads them."
-        return np.array(list(self.parameters.values()), np.float64)
+        "The parameters and the program as the step reads them."
+        return np.array([*self.parameters.values(), *self.program], np.float64)
 
     @property
     def code_hash(self) -> str:
         "Hash of the name, the parameters, the features, the step's code and every kernel it may call; the ledger of trials is keyed by it."
         code = getattr(self.step, "py_func", self.step).__code__
         columns = [(column.name, column.node.step, column.node.codes) for column in parse(self.features)]
-        text = f"{self.name}|{self.parameters}|{columns}|{self.timeframe}|{code.co_consts}|{code.co_names}|{kernel_sources(PACKAGE)}|"
+        text = f"{self.name}|{self.parameters}|{columns}|{self.timeframe}|{self.program}|{code.co_consts}|{code.co_names}|{kernel_sources(PACKAGE)}|"
         return hashlib.sha256(text.encode() + code.co_code).hexdigest()[:16]
 
     def streamed(self) -> "StrategyStream":

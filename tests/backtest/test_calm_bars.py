@@ -31,7 +31,7 @@ def test_the_short_way_is_the_long_way(name: str, strategy: Strategy, monkeypatc
     runs = []
     for is_short in (True, False):
         if not is_short:
-            monkeypatch.setattr(playback, "calm_nb", lambda *_: (False, 0, 0, 0))
+            monkeypatch.setattr(playback, "is_waiting_nb", lambda *_: False)
         runs.append(Backtester(profile).run(strategy, bars))
     short, long = runs
     assert len(short.deals) > 4
