@@ -8,24 +8,34 @@ Docs: https://btcbot.github.io/btcbot/backtest.backtester.html.md"""
 __all__ = ['DEAL_COLUMNS', 'deal_frame', 'trade_frame', 'Result', 'Backtester']
 
 # %% ../../nbs/51_backtest.backtester.ipynb #24513a04
+import importlib
+import os
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
+from .bounds import BOUND_COLUMNS, trade_bounds
+from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
 from .playback import Market, changes_nb, run_nb
-from .statistics import key_figures
+from .statistics import buy_and_hold, drawdown, key_figures
+from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.progress import progress
 from ..engine import account as engine
 from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager
-from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash
+from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash, time_ms, timeframe_ms
 from ..market.profile import BrokerProfile
+from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, as_targets
 from ..strategies.base import SignalStream, Strategy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/51_backtest.backtester.ipynb #173efa8d
 _DAY: Final = 86_400_000
@@ -79,10 +89,22 @@ def trade_frame(
     }).sort_values("closed", kind="stable").reset_index(names="position")
 
 # %% ../../nbs/51_backtest.backtester.ipynb #e61a7cf6
+def _orders(deals: pd.DataFrame, bars: pd.DataFrame, length: int, contract: float) -> pd.DataFrame:
+    "One row for each deal and each close of a bar, in the order of time: what vectorbt takes, deals at one moment a millisecond apart."
+    times = time_ms(pd.DatetimeIndex(deals["time"])) + deals.groupby("time").cumcount().to_numpy(np.int64)
+    fees = -(deals["commission"] + deals["swap"])
+    signed = np.where(deals["side"] == "buy", 1.0, -1.0) * deals["volume"] * contract
+    orders = pd.DataFrame({"size": signed, "price": deals["price"], "fees": fees}).set_axis(times)
+    closes = pd.DataFrame({"close": bars["close"].to_numpy()}, index=time_ms(bars.index) + length - 1)
+    rows = orders.join(closes, how="outer")
+    rows["close"] = rows["close"].fillna(rows["price"])
+    return rows.set_index(pd.DatetimeIndex(rows.index.to_numpy().view("M8[ms]"), tz="UTC", name="time"))
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     "What a backtest gives."
-    strategy: Strategy
+    strategy: Strategy | TargetArrays
     profile: BrokerProfile
     timeframe: str
     deals: pd.DataFrame             # Columns `DEAL_COLUMNS`
@@ -95,17 +117,50 @@ class Result:
     dropped_bars: int               # Bars that features did not see
     modelled_spread: float          # Share of deals whose spread came from the cost model, not from the data
     data_hash: str                  # `content_hash` of the bars, as `btcbot data verify` takes it
+    bars: pd.DataFrame              # That were traded on
+    bounds: pd.DataFrame            # From `trade_bounds`
+
+    @property
+    def caution(self) -> str:
+        "What a reader has to know about the targets; empty for a compiled strategy."
+        return "targets from arrays: look-ahead was not checked" if isinstance(self.strategy, TargetArrays) else ""
 
     @property
     def trades(self) -> pd.DataFrame:
-        "Closed trades."
-        return trade_frame(self.deals)
+        "Closed trades, each with its worst and best net profit, whether it is ambiguous, and its excursions."
+        trades = trade_frame(self.deals)
+        bounds = self.bounds.reindex(trades["position"], fill_value=0)
+        for name in BOUND_COLUMNS:
+            trades[name] = bounds[name].to_numpy()
+        trades["is_ambiguous"] = trades["is_ambiguous"].astype(bool)
+        for name in ("worst", "best"):
+            trades[name] = (trades["net"] + trades[name]).round(2)
+        return trades
+
+    @property
+    def ambiguous(self) -> int:
+        "Number of trades whose bar can't tell how they ended."
+        return int(self.trades["is_ambiguous"].sum())
+
+    @property
+    def scenarios(self) -> dict[str, float]:
+        "Net profit of all closed trades: as decided, and if each had come out worst or best. No bounds: other exits change later trades."
+        trades = self.trades
+        return {f"all {name}": round(float(trades[column].sum()), 2) for name, column in
+                (("worst", "worst"), ("as decided", "net"), ("best", "best"))}
+
+    @property
+    def hold(self) -> pd.Series:
+        "What the deposit would have been worth in the market, at each bar's close."
+        return buy_and_hold(self.bars, self.profile)
 
     @property
     def figures(self) -> dict[str, float]:
         "Key figures (see `backtest.statistics`)."
         net = self.trades["net"].to_numpy(np.float64)
-        return key_figures(self.equity, self.low, net, self.profile.deposit, self.exposure)
+        notional = float((self.deals["volume"] * self.deals["price"]).sum()) * self.profile.symbol.contract_size
+        figures = key_figures(self.equity, self.low, net, self.profile.deposit, self.exposure, sum(self.costs.values()), notional)
+        return figures | {"buy and hold": float(self.hold.iloc[-1]) / self.profile.deposit - 1}
 
     @property
     def costs(self) -> dict[str, float]:
@@ -113,9 +168,72 @@ class Result:
         names = {"spread": "spread_cost", "slippage": "slippage_cost", "commission": "commission", "swap": "swap"}
         return {name: round(float(self.deals[column].sum()), 2) for name, column in names.items()}
 
+    def to_frame(self) -> pd.DataFrame:
+        "Return the run bar by bar: close, equity, lowest equity, drawdown, buy and hold."
+        below = drawdown(self.equity.to_numpy(np.float64), self.low)
+        data = {"close": self.bars["close"], "equity": self.equity, "low": self.low, "drawdown": below, "buy_and_hold": self.hold}
+        return pd.DataFrame(data, index=self.equity.index)
+
+    def _title(self) -> str:
+        note = f"; {self.caution}" if self.caution else ""
+        return f"{self.strategy.name} on {self.profile.symbol.name} {self.timeframe}: net {self.figures['net return']:+.2%}{note}"
+
+    def plot(self) -> "Figure":
+        "Draw price and trades, equity, drawdown, and buy and hold."
+        return plot_run(self.to_frame(), self.trades, self.profile.deposit, self.profile.currency, self._title())
+
+    def plot_interactive(
+        self,
+        columns: int = 1_500,   # Pixel columns; each keeps its lowest and highest value
+    ) -> Any:                   # A `plotly.graph_objects.Figure`
+        "Draw the same to be zoomed and pointed at; needs the extra `plots`."
+        return plot_run_interactive(self.to_frame(), self.trades, self.profile.deposit, self.profile.currency, self._title(), columns)
+
+    def report(
+        self,
+        path: str | os.PathLike[str],   # Of the HTML file
+        **options: Any,                 # Of `backtest.report.write_report`: market, trials, links, ledger_head
+    ) -> Path:                          # The file
+        "Write all about this run into one HTML file."
+        module = importlib.import_module("btcbot.backtest.report")  # made of results, so it comes after them
+        return Path(module.write_report(Path(path), backtest=self, **options))
+
+    def to_vectorbt(
+        self,
+        cash: float | None = None,   # At the start (default: the deposit); vectorbt has no margin: more than the deposit buys needs more
+    ) -> Any:                        # A `vectorbt.Portfolio` of the same deals
+        "Rebuild the run from its deals in vectorbt; needs the extra `vectorbt`."
+        try:
+            vectorbt = importlib.import_module("vectorbt")
+        except ImportError as error:
+            raise BtcbotError('This needs vectorbt: pip install "btcbot[vectorbt]".') from error
+        length, symbol = timeframe_ms(self.timeframe), self.profile.symbol
+        rows = _orders(self.deals, self.bars, length, symbol.contract_size)
+        try:
+            return vectorbt.Portfolio.from_orders(
+                rows["close"], size=rows["size"], price=rows["price"], fixed_fees=rows["fees"].fillna(0.0),
+                init_cash=self.profile.deposit if cash is None else cash, freq=pd.Timedelta(length, "ms"),
+                allow_partial=False, raise_reject=True,
+            )
+        except Exception as error:
+            if "rejected" not in str(error):
+                raise
+            raise BtcbotError(f"vectorbt has no margin and not enough cash for a position ({error}): give a larger cash=.") from error
+
     def __repr__(self) -> str:
-        f = self.figures
-        return f"{self.strategy}: net {f['net return']:+.2%}, Sharpe {f['Sharpe ratio']:.2f}, {f['trades']:.0f} trades, costs {self.costs}"
+        f, note = self.figures, f"; {self.caution}" if self.caution else ""
+        return (f"{self.strategy}: net {f['net return']:+.2%}, Sharpe {f['Sharpe ratio']:.2f}, {f['trades']:.0f} trades "
+                f"({self.ambiguous} ambiguous), costs {self.costs}{note}")
+
+    def _repr_html_(self) -> str:
+        f, all_ = self.figures, self.scenarios
+        rows = {name: f"{f[name]:+.2%}" for name in ("net return", "gross return", "buy and hold", "maximum drawdown")}
+        rows |= {name: f"{f[name]:.2f}" for name in ("Sharpe ratio", "Sortino ratio", "profit factor", "turnover")}
+        rows |= {"trades": f"{f['trades']:.0f}, {self.ambiguous} of them ambiguous", "win rate": f"{f['win rate']:.1%}"}
+        rows |= {f"scenario: {name}": f"{value:+,.2f}" for name, value in all_.items()}
+        rows |= {f"cost: {name}": f"{value:,.2f}" for name, value in self.costs.items()}
+        table = pd.DataFrame({str(self.strategy): rows}).to_html()
+        return f"<div>{self.caution}</div>{table}" if self.caution else table
 
 # %% ../../nbs/51_backtest.backtester.ipynb #bef3dfb6
 class Backtester:
@@ -125,20 +243,25 @@ class Backtester:
         self,
         profile: BrokerProfile,             # Conditions of symbol and account
         limits: RiskLimits | None = None,   # What the risk manager refuses (default: `RiskLimits()`)
+        spread_allowance: float = 1.0,      # How much a spread may widen inside a bar, as a share of it: for the worst of a short's stop
     ):
-        self.profile, self.limits = profile, limits or RiskLimits()
+        self.profile, self.limits, self.spread_allowance = profile, limits or RiskLimits(), spread_allowance
 
     def run(
         self,
-        strategy: Strategy,                   # What decides
+        strategy: Strategy | Given,           # What decides: compiled, or anything that `strategies.arrays.as_targets` takes
         bars: pd.DataFrame,                   # The market, in the library's schema
         timeframe: str = "M1",                # Of `bars`
         trade_from: int | str | None = None,  # First moment of trading, UTC; older bars only warm the strategy up (default: all trade)
+        sizing: Sizing | None = None,         # Of targets that don't say it (default: the smallest volume, without stops)
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
         market = Market(bars, self.profile, timeframe)
         times, first = market.times, market.first(trade_from)
-        stream, risk = SignalStream(strategy), RiskManager(self.profile, self.limits, market.length)
+        if not isinstance(strategy, Strategy):
+            strategy = as_targets(strategy, market.received, sizing or Sizing(lots=self.profile.symbol.volume_min), timeframe)
+        stream = SignalStream(strategy) if isinstance(strategy, Strategy) else ArrayStream(strategy)
+        risk = RiskManager(self.profile, self.limits, market.length)
         deposit, first_day = round(self.profile.deposit * 100), int(times[first] // _DAY)
         figures, parts = new_figures(1, deposit, first_day)[0], part_ends(first_day, int(times[-1] // _DAY))
         account, positions = engine.new_account(deposit)
@@ -146,6 +269,7 @@ class Backtester:
         equity, low = (np.empty(len(times) - first) for _ in range(2))
         cents = np.empty((2, _CHUNK + 1), np.int64)
         intents, modelled = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 0
+        points, changes = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
         with progress(len(times), "backtest") as bar:
             for chunk in market.chunks(_CHUNK):
                 n, a = len(chunk.block), chunk.begin
@@ -153,6 +277,8 @@ class Backtester:
                 if a <= first < a + n:
                     risk.state = risk.new_state(float(targets[first - a, TARGET_ID]))
                 count = changes_nb(targets, since, 1)
+                changes.append((since[:count] + a - 1, targets[:count]))
+                points[a : a + n] = chunk.points[1:]
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
                     at = run_nb(
@@ -174,5 +300,7 @@ class Backtester:
             pd.Series(equity, index=market.bars.index[first:], name="equity"), low, float(figures[HELD]) / len(equity),
             risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
-            modelled / len(deals) if len(deals) else 0.0, content_hash(market.received),
+            modelled / len(deals) if len(deals) else 0.0, content_hash(market.received), market.bars.iloc[first:],
+            trade_bounds(deals, np.concatenate([starts for starts, _ in changes]), np.vstack([rows for _, rows in changes]), points,
+                         market.rollovers, market.length, self.profile, self.spread_allowance),
         )

@@ -250,6 +250,9 @@ _BACKTEST: Final = """
 {{ tiles(kpis) }}
 <figure>{{ equity_plot | safe }}
 <figcaption>{{ legend(equity_legend) }}{{ equity_caption }}</figcaption></figure>
+<figure>{{ hold_plot | safe }}
+<figcaption>{{ legend(hold_legend) }}Buy and hold: the deposit held in the market, without leverage, spread and commission paid once each
+way.</figcaption></figure>
 </section>
 <section id="costs" aria-labelledby="costs-h">
 <h2 id="costs-h">What it cost</h2>
@@ -266,6 +269,13 @@ A stop fills at the worst quote of its bar, since a bar can't tell a better one:
 <h2 id="trades-h">Trades</h2>
 {% if exit_table %}
 {{ table(exit_table) }}
+<div class="columns">
+<div><h3>What the bars can't tell</h3>
+<p>{{ bounds_note }}</p>
+{{ table(scenario_table) }}
+<h3>By year</h3>{{ table(year_table) }}</div>
+<div><h3>By hour of the broker's day</h3>{{ table(hour_table) }}</div>
+</div>
 {% for t in trade_tables %}<h3>{{ t.caption }}</h3>
 {{ table(t) }}{% endfor %}
 {% if all_trades %}<details><summary>{{ all_trades_note }}</summary>

@@ -24,17 +24,20 @@ import pandas as pd
 from .backtester import Result
 from .formats import Table, columns, format_duration, format_number, format_odds, format_percent, format_time, number_cell
 from .page import render
-from .plots import closed_trades, equity_plot, live_equity_plot, price_plot, split_features
+from .plots import closed_trades, equity_plot, hold_plot, live_equity_plot, price_plot, split_features
 from .statistics import daily_returns
 from btcbot.backtest.tables import (
     cost_table,
     difference_table,
     exit_table,
+    hour_table,
     month_table,
     profile_table,
     refusal_table,
+    scenario_table,
     strategy_table,
     trade_tables,
+    year_table,
 )
 from ..core.errors import BtcbotError
 from ..market.clock import format_utc
@@ -122,6 +125,8 @@ def judge(
         sentences.append(f"Before costs there was a profit of {format_number(net + paid, 2, money)}; the costs were larger.")
     if result.halted_at is not None:
         sentences.append(_halt(result, result.halted_at))
+    if result.caution:
+        sentences.append(f"{result.caution[0].upper()}{result.caution[1:]}.")
     if market.is_synthetic:
         sentences.append("The market is synthetic and gives no rule an edge: a profit on it is luck.")
     if net <= 0:
@@ -137,7 +142,7 @@ EXECUTION_MODEL: Final = (
     "A decision rests on closed bars only and fills at the first tick of the next bar, plus slippage, which is always adverse.",
     "Where that tick comes too late after the close, entries are dropped; exits still go.",
     "Inside a bar the price goes from the open to the extreme adverse to the position, to the other one, to the close; stops, targets, "
-    "margin and stop-out are tested at each of these ticks.",
+    "margin and stop-out are tested at each of these ticks. It may have gone otherwise, so each trade also has a worst and a best result.",
     "Stops fill at the first quote beyond their level plus slippage, so a gap fills at the gap; targets at their price or better. Both "
     "live from the fill on.",
     "Trailing and break-even stops follow closed bars, move at the next open, and never away from the price.",
@@ -157,8 +162,12 @@ def _tiles(result: Result) -> list[Tile]:
     net, n = float(result.equity.iloc[-1]) - result.profile.deposit, f["trades"]
     alone = f["probability that the Sharpe ratio is above 0"]
     luck = "too few days to judge" if math.isnan(alone) else f"above zero: {format_odds(alone)}, as a single trial"
+    trades = result.trades
+    mae, mfe = (float(trades[c].mean()) if n else math.nan for c in ("mae", "mfe"))
     return [
         ("Net result", format_percent(f["net return"], signed=True), format_number(net, 2, money, signed=True), _tone(net)),
+        ("Before costs", format_percent(f["gross return"], signed=True), "gross return", _tone(f["gross return"])),
+        ("Buy and hold", format_percent(f["buy and hold"], signed=True), "the deposit held in the market", ""),
         ("Growth a year", format_percent(f["CAGR"], signed=True), f"over {format_number(f['years'], 2)} years", _tone(net)),
         ("Sharpe ratio", format_number(f["Sharpe ratio"], 2), luck, ""),
         ("Deepest drawdown", format_percent(f["maximum drawdown"]), "at the worst quote inside bars", ""),
@@ -168,6 +177,9 @@ def _tiles(result: Result) -> list[Tile]:
         ("Profit factor", format_number(f["profit factor"], 2), "won / lost", ""),
         ("Mean trade", format_number(f["expectancy"], 2, money, signed=True), "net of costs", ""),
         ("Exposure", format_percent(f["exposure"], 1), "of the bars end in a position", ""),
+        ("Turnover", format_number(f["turnover"], 1), "times the mean equity, a year", ""),
+        ("Excursions", format_number(mae, 2, money), f"mean MAE; mean MFE {format_number(mfe, 2, money, signed=True)}", ""),
+        ("Ambiguous", format_number(result.ambiguous), "trades whose bar can't tell the exit", ""),
     ]
 
 # %% ../../nbs/53_backtest.report.ipynb #00c02b17
@@ -192,9 +204,17 @@ def _backtest_part(result: Result, market: MarketNote) -> dict[str, object]:
         "equity_legend": legend,
         "equity_caption": f"{format_number(len(result.equity))} bars, drawn with the lowest and the highest value of each pixel column. "
                           "Times are in UTC.",
+        "hold_plot": hold_plot(result.equity, result.hold, profile.deposit),
+        "hold_legend": [("accent", "—", "strategy"), ("muted", "—", "buy and hold")],
         "cost_table": cost_table(result),
         "month_table": month_table(result),
         "exit_table": exit_table(trades, profile.currency) if len(trades) else None,
+        "bounds_note": f"{format_number(result.ambiguous)} of {format_number(len(trades))} trades were closed by a stop inside a bar, "
+                       "and the bar doesn't say at which quote, or whether the target came first. Worst and best are the limits of each "
+                       "trade alone; their sums are scenarios, since with other exits later trades would have been others.",
+        "scenario_table": scenario_table(result),
+        "year_table": year_table(result),
+        "hour_table": hour_table(result),
         "trade_tables": at_once,
         "all_trades": everything,
         "all_trades_note": note,
@@ -286,7 +306,7 @@ def write_report(
     backtest: Result,
     live: LiveSummary | None = None,          # The live part, if there was one
     parity: ParitySummary | None = None,      # Its comparison with the backtester
-    market: MarketNote,                       # Where the prices come from
+    market: MarketNote | None = None,         # Where the prices come from (default: not said)
     trials: tuple[float, int] | None = None,  # From `TrialLedger.deflated_sharpe`
     links: Mapping[str, str] | None = None,   # Name to address
     ledger_head: str = "",                    # `TrialLedger.head`, to be shown
@@ -294,6 +314,7 @@ def write_report(
 ) -> Path:                                    # The file: complete, or not there at all
     "Write all there is to know about a run into one HTML file."
     written = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    market = market or MarketNote(False, "Bars of unnamed origin", ())
     versions = [("Python", platform.python_version()), *((name, version(name)) for name in ("btcbot", "numpy", "pandas", "numba"))]
     hashes = [("data", backtest.data_hash), ("strategy", backtest.strategy.code_hash)]
     hashes += [("ledger", ledger_head)] if ledger_head else []

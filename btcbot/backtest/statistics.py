@@ -6,7 +6,8 @@ Docs: https://btcbot.github.io/btcbot/backtest.statistics.html.md"""
 
 # %% auto #0
 __all__ = ['DAYS_A_YEAR', 'daily_returns', 'drawdown', 'sharpe_ratio', 'sortino_ratio', 'omega_ratio', 'longest_drawdown',
-           'probabilistic_sharpe_ratio', 'minimum_track_record', 'expected_maximum_sharpe', 'key_figures']
+           'probabilistic_sharpe_ratio', 'minimum_track_record', 'expected_maximum_sharpe', 'key_figures',
+           'buy_and_hold', 'by_year', 'by_hour']
 
 # %% ../../nbs/50_backtest.statistics.ipynb #7e175d8c
 import math
@@ -18,6 +19,10 @@ import pandas as pd
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8
+from ..engine.conditions import account_params, spread_nb, volume_steps
+from ..market.bars import time_ms
+from ..market.clock import server_clock, to_server
+from ..market.profile import BrokerProfile
 
 # %% ../../nbs/50_backtest.statistics.ipynb #419f9de2
 DAYS_A_YEAR: Final = 365
@@ -117,12 +122,14 @@ def expected_maximum_sharpe(
 
 # %% ../../nbs/50_backtest.statistics.ipynb #52eb07e8
 def key_figures(
-    equity: pd.Series,   # At each bar's close
-    low: F8,             # Lowest equity inside each bar
-    trades: F8,          # Net profit of each closed trade
-    deposit: float,      # Money at the start
-    exposure: float,     # Share of bars with a position
-) -> dict[str, float]:   # Name to value; fractions, not percent
+    equity: pd.Series,      # At each bar's close
+    low: F8,                # Lowest equity inside each bar
+    trades: F8,             # Net profit of each closed trade
+    deposit: float,         # Money at the start
+    exposure: float,        # Share of bars with a position
+    costs: float = 0.0,     # Of all kinds, negative
+    notional: float = 0.0,  # Traded, entries and exits
+) -> dict[str, float]:      # Name to value; fractions, not percent
     "Return the key figures of a run."
     years = max((equity.index[-1] - equity.index[0]).total_seconds() / 86_400 / DAYS_A_YEAR, 1 / DAYS_A_YEAR)
     growth = float(equity.iloc[-1]) / deposit
@@ -135,6 +142,7 @@ def key_figures(
     cagr, deepest = growth ** (1 / years) - 1 if growth > 0 else -1.0, float(drawdown(equity.to_numpy(np.float64), low).min())
     return {
         "net return": growth - 1,
+        "gross return": growth - 1 - costs / deposit,
         "CAGR": cagr,
         "volatility": float(returns.std(ddof=1)) * math.sqrt(DAYS_A_YEAR) if len(returns) > 1 else 0.0,
         "Sharpe ratio": annual,
@@ -152,5 +160,46 @@ def key_figures(
         "payoff ratio": float(wins / won / (losses / lost)) if won and lost else math.nan,
         "expectancy": float(trades.mean()) if len(trades) else math.nan,
         "exposure": exposure,
+        "turnover": notional / float(equity.mean()) / years if notional > 0 else 0.0,
         "years": years,
     }
+
+# %% ../../nbs/50_backtest.statistics.ipynb #2c4888b2
+def buy_and_hold(
+    bars: pd.DataFrame,       # Bids, in the library's schema
+    profile: BrokerProfile,   # Its deposit, its costs
+) -> pd.Series:               # Money at each bar's close, if it were sold there
+    "Return the value of the deposit held in the market."
+    symbol, params = profile.symbol, account_params(profile)
+    opened = round(float(bars["open"].iloc[0]) / symbol.point)
+    ask = (opened + spread_nb(params, opened, int(bars["spread"].iloc[0]))) * symbol.point
+    paid = [symbol.commission_sides != side for side in ("exit", "entry")]   # on the way in, on the way out
+    rates, fees = ([value * is_due for is_due in paid] for value in (symbol.commission_bps / 10_000, symbol.commission_per_lot))
+    lot = ask * symbol.contract_size * (1 + rates[0]) + fees[0]
+    lots = volume_steps(profile.deposit / lot, symbol.volume_step) * symbol.volume_step
+    sold = bars["close"] * symbol.contract_size * (1 - rates[1]) - fees[1]
+    return (profile.deposit + lots * (sold - lot)).round(2).rename("buy_and_hold")
+
+# %% ../../nbs/50_backtest.statistics.ipynb #d61f70fd
+def _grouped(trades: pd.DataFrame, key: "pd.Index[int]", name: str) -> pd.DataFrame:
+    groups = trades["net"].groupby(key.rename(name))
+    return pd.DataFrame({
+        "trades": groups.size(), "won": groups.agg(lambda net: float((net > 0).mean())), "net": groups.sum().round(2),
+        "mean": groups.mean(), "costs": trades["costs"].groupby(key).sum().round(2),
+    })
+
+
+def by_year(
+    trades: pd.DataFrame,   # As `Result.trades`
+) -> pd.DataFrame:          # Indexed by year: trades, won, net, mean, costs
+    "Sum trades up by the year in which they were closed."
+    return _grouped(trades, pd.DatetimeIndex(trades["closed"]).year, "year")
+
+
+def by_hour(
+    trades: pd.DataFrame,   # As `Result.trades`
+    clock: str = "UTC",     # Rule of the broker's clock
+) -> pd.DataFrame:          # Indexed by hour, 0 to 23, those without a trade left out
+    "Sum trades up by the hour of the broker's day in which they were opened."
+    opened = to_server(server_clock(clock), time_ms(pd.DatetimeIndex(trades["opened"])))
+    return _grouped(trades, pd.Index(opened // 3_600_000 % 24), f"hour ({clock})")
