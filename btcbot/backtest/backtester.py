@@ -282,8 +282,8 @@ class Backtester:
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
                     at = run_nb(
-                        risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points, chunk.rows, chunk.days,
-                        market.length, first - a + 1, since[:count], targets[:count], at, n + 1, intents, figures, parts, cents[0], cents[1],
+                        risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points, chunk.rows,
+                        chunk.days, market.length, first - a + 1, since[:count], targets[:count], at, n + 1, intents, figures, parts, *cents,
                     )
                     deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
                     logs.append(deals)

@@ -99,7 +99,8 @@ def part_ends(
 
 
 METRICS: Final = (
-    "net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor", "exposure", "expectancy", "commission and swap",
+    "net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor", "exposure", "expectancy",
+    "commission and swap",
 )
 
 

@@ -451,13 +451,13 @@ def aligned(
 
 def constant_rows(
     numbers: F8,          # Shape (n,)
-) -> tuple[F8, I8]:       # What must stay referred to, and shape (n, 4), as `row_table`
+) -> tuple[I8, F8]:       # Shape (n, 4), as `row_table`, and what must stay referred to
     "Return rows of numbers."
     room = aligned((len(numbers), WORD))
     room[:] = numbers[:, None]
     table = np.repeat(row_address(room) + 8 * WORD * np.arange(len(numbers)), 4).reshape(-1, 4)
     table[:, STEP] = 0                                # From word to word, and each is its own range
-    return room, table
+    return table, room
 
 
 TILE: Final = 32   # Pairs of rows whose masks are kept at once

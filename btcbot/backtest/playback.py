@@ -200,8 +200,8 @@ def _same_day_nb(bars: I8, days: I8, begin: int, end: int) -> int:
 
 @kernel
 def pass_nb(
-    params: I8, limits: F8, state: F8, account: I8, position: I8, bars: I8, rows: I8, days: I8, begin: int, end: int, figures: F8, parts: I8,
-    equity: I8, low: I8,
+    params: I8, limits: F8, state: F8, account: I8, position: I8, bars: I8, rows: I8, days: I8, begin: int, end: int, figures: F8,
+    parts: I8, equity: I8, low: I8,
 ) -> None:
     "Pass bars at which nothing happens to the only position, and note what they do to its worth."
     volume, is_long = position[POSITION_VOLUME], position[SIDE] > 0
@@ -253,7 +253,7 @@ def idle_nb(
 # %% ../../nbs/50_backtest.playback.ipynb #8ecc6e24
 @kernel
 def changes_nb(targets: F8, since: I8, begin: int) -> int:
-    "Move the rows of `targets` that differ from the row before to its head, note the bars they are decided at (`begin` for the first); count them."
+    "Move the rows of `targets` that differ from the one before to its head; note the bars they are decided at, first `begin`; count them."
     n = 1
     since[0] = begin
     for k in range(1, targets.shape[0]):

@@ -8,7 +8,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.rules.html.md"""
 __all__ = ['Side', 'SIDES', 'Place', 'Grid', 'N_LEAVES', 'N_ENTRY', 'N_EXITS', 'PROGRAM_SIDE', 'UNIT', 'UNIT_NUMBER', 'SIZED_BY',
            'PLAN_SIZE', 'PLAN_STOP', 'PLAN_TAKE', 'PLAN_TRAIL', 'PLAN_EVEN', 'PLAN_LIMIT', 'N_HEAD', 'N_LEAF',
            'Parameter', 'Output', 'Rule', 'Above', 'Below', 'Crosses', 'Both', 'Either', 'RuleStrategy', 'grid_points',
-           'RulePlan', 'column_key', 'plan_rules', 'rule_step_nb', 'fill_plan_nb']
+           'each_point', 'random_points', 'RulePlan', 'column_key', 'plan_rules', 'rule_step_nb', 'fill_plan_nb']
 
 # %% ../../nbs/54_backtest.rules.ipynb #3a37c4ea
 import difflib
@@ -171,7 +171,8 @@ class RuleStrategy:
         if self.side not in SIDES:
             raise BtcbotError(f"{self.name}: side {self.side!r} is none of {', '.join(map(repr, SIDES))}.")
         for value in self.plan:
-            if isinstance(value, bool) or not isinstance(value, Parameter | numbers.Real) or (isinstance(value, numbers.Real) and value <= 0):
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not (isinstance(value, Parameter) or (is_number and not float(value) <= 0)):
                 raise BtcbotError(f"{self.name}: sizes and distances must be positive numbers or Parameters; got {value!r}.")
         if self.risk is not None and isinstance(self.stop, float) and math.isnan(self.stop):
             raise BtcbotError(f"{self.name}: risk={self.risk!r} needs a stop: what is lost there is that share of the equity.")
@@ -266,6 +267,39 @@ def grid_points(
     if not len(points):
         raise BtcbotError("The grid has no combination.")
     return points
+
+# %% ../../nbs/54_backtest.rules.ipynb #da710699
+def each_point(
+    points: pd.DataFrame,        # From `grid_points`
+) -> list[dict[str, Any]]:       # Plain numbers, whole ones where the column holds such
+    "Return the combinations one by one."
+    names, rows = list(map(str, points.columns)), zip(*(points[name].tolist() for name in points.columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows] if names else [{} for _ in range(len(points))]
+
+# %% ../../nbs/54_backtest.rules.ipynb #6cd98a51
+def random_points(
+    grid: Mapping[str, Sequence[float]],                                     # Values by name
+    count: int,                                                              # Combinations at most
+    seed: int = 0,                                                           # The same seed draws the same
+    where: Callable[[pd.DataFrame], "pd.Series[bool]"] | None = None,        # Which combinations to keep
+) -> pd.DataFrame:                                                           # A grid for `sweep`
+    "Draw combinations of a grid."
+    if count < 1:
+        raise BtcbotError(f"count={count} must be at least 1.")
+    rng, total = np.random.default_rng(seed), math.prod(len(values) for values in grid.values())
+    if total <= 4 * count:
+        every = grid_points(grid, list(grid), where)
+        return every.iloc[np.sort(rng.permutation(len(every))[:count])].reset_index(drop=True)
+    found = pd.DataFrame()
+    for _ in range(20):
+        drawn = pd.DataFrame({name: rng.choice(np.asarray(values), 2 * count) for name, values in grid.items()})
+        kept = drawn if where is None else drawn[np.asarray(where(drawn), bool)]
+        found = pd.concat([found, kept]).drop_duplicates().head(count)
+        if len(found) == count:
+            break
+    if not len(found):
+        raise BtcbotError("No combination that was drawn is kept by `where`: give a frame of combinations.")
+    return found.reset_index(drop=True)
 
 # %% ../../nbs/54_backtest.rules.ipynb #eb83f7c9
 @dataclass(frozen=True, slots=True)
@@ -467,13 +501,14 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     plan = [float(_filled(value, point)) for value in strategy.plan]
     plan[-1] *= timeframe_ms(strategy.timeframe)
     program = [
-        len(leaves), *map(len, programs), SIDES[strategy.side], *place(strategy.unit), SIZE_LOTS if strategy.risk is None else SIZE_RISK, *plan,
+        len(leaves), *map(len, programs), SIDES[strategy.side], *place(strategy.unit),
+        SIZE_LOTS if strategy.risk is None else SIZE_RISK, *plan,
         *(value for leaf in leaves for value in (kinds[type(leaf)], *place(leaf.left), *place(leaf.right))), *programs[0], *programs[1],
     ]
     own = slot_length(strategy.timeframe)[0]
     bars = [-(-(slot_length(column.timeframe or strategy.timeframe)[0] or 31 * 86_400_000) // own) for column in parse(features)]
     warm_up = max(((_warm_up(column.node) + (n > 1)) * n for column, n in zip(parse(features), bars, strict=True)), default=0)
     return Strategy(
-        strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves), warm_up,
-        tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
+        strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves),
+        warm_up, tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
     )

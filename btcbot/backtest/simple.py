@@ -8,7 +8,6 @@ Docs: https://btcbot.github.io/btcbot/backtest.simple.html.md"""
 __all__ = ['SIMPLE_METRICS', 'SimpleAccount', 'rule_figures', 'Segment', 'bar_rows', 'segments', 'SimpleTier']
 
 # %% ../../nbs/56_backtest.simple.ipynb #7bc4cdf7
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -262,7 +261,7 @@ class SimpleTier:
         parts = -(-len(plan.columns) // _ROWS) if pool else 1
         cuts = np.linspace(0, len(plan.columns), parts + 1).astype(int).tolist()
         features = [_Rows(plan.columns[a:b], self.strategy, self.clock, size, block) for a, b in pairwise(cuts)]
-        constants, fixed = constant_rows(plan.numbers)
+        fixed, _room = constant_rows(plan.numbers)
         tables = aligned((2, 2, size // block, block.bit_length(), block))       # Two, as above
 
         def submit(work: Callable[..., I8 | None], *given: object) -> "Future[I8 | None]":

@@ -93,16 +93,23 @@ class ArrayStream:
         self.last = np.full(N_TARGET, np.nan)
         self.last[TARGET_SIDE] = 0
 
+    def targets(
+        self,
+        times: I8,  # Of bars, ms UTC
+    ) -> F8:        # Shape (n, N_TARGET): the target after each bar
+        "Look targets up."
+        known = self.strategy.times
+        at = np.minimum(np.searchsorted(known, times), len(known) - 1)
+        if (missing := times[known[at] != times]).size:
+            raise BtcbotError(f"{self.strategy.name} has no target for the bar at {format_utc(int(missing[0]))}: make it of the same bars.")
+        return self.strategy.targets[at]
+
     def update(
         self,
         block: F8,  # Shape (n, 7): the bars that follow those seen before
     ) -> F8:        # Shape (n, N_TARGET): the target after each bar
         "Return the targets of the next bars."
-        wanted, known = block[:, TIME].astype(np.int64), self.strategy.times
-        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        if (missing := wanted[known[at] != wanted]).size:
-            raise BtcbotError(f"{self.strategy.name} has no target for the bar at {format_utc(int(missing[0]))}: make it of the same bars.")
-        out = self.strategy.targets[at]
+        out = self.targets(block[:, TIME].astype(np.int64))
         if len(out):
             self.last = out[-1].copy()
         return out
@@ -225,15 +232,16 @@ def predictions(
 
 # %% ../../nbs/49_strategies.arrays.ipynb #3a617a93
 Outputs: TypeAlias = Numbers | tuple[Flags, ...]
-Given: TypeAlias = TargetArrays | Outputs | Callable[[pd.DataFrame], Outputs]
+Given: TypeAlias = TargetArrays | Outputs | Callable[[pd.DataFrame], TargetArrays | Outputs]
 _CUTS: Final = (0.25, 0.5, 0.75, 1.0)   # Places of the history
 
 
 def _outputs(given: object) -> tuple[NDArray[np.generic], ...]:
-    return tuple(np.asarray(part) for part in (given if isinstance(given, tuple) else (given,)))
+    parts = tuple(given.targets.T) if isinstance(given, TargetArrays) else given
+    return tuple(np.asarray(part) for part in (parts if isinstance(parts, tuple) else (parts,)))
 
 
-def _check_prefixes(function: Callable[[pd.DataFrame], Outputs], bars: pd.DataFrame, whole: tuple[NDArray[np.generic], ...]) -> None:
+def _check_prefixes(function: Callable[[pd.DataFrame], object], bars: pd.DataFrame, whole: tuple[NDArray[np.generic], ...]) -> None:
     for cut in sorted({int(share * (len(bars) - 1)) for share in _CUTS} - {0}):
         for a, b in zip(_outputs(function(bars.iloc[:cut])), whole, strict=True):
             if a.shape[:1] == (cut,) and not pd.Series(a).equals(pd.Series(b[:cut])):
@@ -251,12 +259,12 @@ def as_targets(
     timeframe: str = "M1",   # Of `bars`
 ) -> TargetArrays:           # Ready for `Backtester.run`
     "Make targets from whatever says them."
-    if isinstance(given, TargetArrays):
-        return given
     name = "arrays"
     if callable(given):
         name, function, given = getattr(given, "__name__", "function"), given, given(bars.copy())
         _check_prefixes(function, bars, _outputs(given))
+    if isinstance(given, TargetArrays):
+        return given
     if isinstance(given, tuple):
         if not 1 <= len(given) <= 4:
             raise BtcbotError(f"{len(given)} arrays: give entries, and exits, short entries and short exits where there are some.")

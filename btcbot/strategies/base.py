@@ -66,7 +66,8 @@ class Strategy:
         "Hash of the name, the parameters, the features, the step's code and every kernel it may call; the ledger of trials is keyed by it."
         code = getattr(self.step, "py_func", self.step).__code__
         columns = [(column.name, column.node.step, column.node.codes) for column in parse(self.features)]
-        text = f"{self.name}|{self.parameters}|{columns}|{self.timeframe}|{self.program}|{code.co_consts}|{code.co_names}|{kernel_sources(PACKAGE)}|"
+        parts = (self.name, self.parameters, columns, self.timeframe, code.co_consts, code.co_names, kernel_sources(PACKAGE), *self.program)
+        text = "".join(f"{part}|" for part in parts)
         return hashlib.sha256(text.encode() + code.co_code).hexdigest()[:16]
 
     def streamed(self) -> "StrategyStream":
