@@ -25,8 +25,8 @@ from .anomalies import N_FEATURES, Forest, fit_forest, no_forest, require_sklear
 from .arrived import Received, receive, received_block
 from .charts import CloseUp, Section, close_up_drawing, monthly_drawing, page, price_drawing
 from btcbot.data.checks import (
-    BAD_TIME, DEFAULTS, FIXED_SPREAD, FIXED_VOLUME, LIMIT_BODY, LIMIT_GAP, LIMIT_STALE, LIMIT_WICK, LOOSE, N_STATE, NO_NOTE, NOTES, REASONS,
-    RESTORED, S_KEPT, S_SEEN, judge_bars_nb,
+    BAD_TIME, C_KEPT, C_SEEN, DEFAULTS, FIXED_SPREAD, FIXED_VOLUME, LIMIT_BODY, LIMIT_GAP, LIMIT_STALE, LIMIT_WICK, LOOSE, N_COUNTS,
+    N_MEMORY, NO_NOTE, NOTES, REASONS, RESTORED, RING, judge_bars_nb,
 )
 from ..market.bars import BAR_COLUMNS, TIMEFRAME_MS, VOLUME, check_bars, infer_timeframe, time_index, time_ms
 
@@ -155,13 +155,13 @@ class DataCleaner:
         self._start()
 
     def _start(self) -> None:
-        self._state = np.zeros(N_STATE)
+        self._memory, self._counts = np.zeros((N_MEMORY, RING)), np.zeros(N_COUNTS, np.int64)
         self._forest = no_forest()
         self._history = np.zeros((_HISTORY if self.mode else 0, N_FEATURES))
         self._fit_at = min(self.refit, _FIRST_FIT) if self.mode else -1
 
     def _fit(self) -> None:
-        past = self._history[: int(self._state[S_SEEN])]
+        past = self._history[: int(self._counts[C_SEEN])]
         if len(past) > 1:
             self._forest = fit_forest(past, self.seed)
         self._fit_at += self.refit
@@ -179,9 +179,9 @@ class DataCleaner:
         while done < len(block):
             forest = self._forest
             done += judge_bars_nb(
-                self._state, self._params, forest.nodes, forest.roots, forest.norm, forest.limit, self.mode == 2, self._history,
-                self._fit_at, block[done:], verdict[done:], note[done:])
-            if self._state[S_KEPT] == self._fit_at:
+                self._memory, self._counts, self._params, forest.nodes, forest.roots, forest.norm, forest.limit, self.mode == 2,
+                self._history, self._fit_at, block[done:], verdict[done:], note[done:])
+            if self._counts[C_KEPT] == self._fit_at:
                 self._fit()
         return Judged(verdict, note, block)
 
@@ -211,8 +211,9 @@ class DataCleaner:
         "Return all that this cleaner remembers, its forest and when it is due included."
         file = io.BytesIO()
         forest = self._forest
-        np.savez(file, state=self._state, params=self._params, nodes=forest.nodes, roots=forest.roots, history=self._history,
-                 floats=np.array([forest.norm, forest.limit]), ints=np.array([self.mode, self.refit, self.seed, self._fit_at]))
+        np.savez(file, memory=self._memory, counts=self._counts, params=self._params, nodes=forest.nodes, roots=forest.roots,
+                 history=self._history, floats=np.array([forest.norm, forest.limit]),
+                 ints=np.array([self.mode, self.refit, self.seed, self._fit_at]))
         return file.getvalue()
 
     @classmethod
@@ -222,9 +223,12 @@ class DataCleaner:
     ) -> Self:        # Goes on where that one was
         "Make a cleaner that goes on from `data`."
         with np.load(io.BytesIO(data)) as saved:
+            if "memory" not in saved:
+                raise BtcbotError("This state of a cleaner is from an older version: judge the last days of bars with a new one.")
             mode, refit, seed, fit_at = saved["ints"].tolist()
             cleaner = cls((False, "flag", "quarantine")[mode], refit=refit, seed=seed)
-            cleaner._params, cleaner._state, cleaner._history = saved["params"], saved["state"], saved["history"]
+            cleaner._memory, cleaner._counts = saved["memory"], saved["counts"]
+            cleaner._params, cleaner._history = saved["params"], saved["history"]
             cleaner._forest, cleaner._fit_at = Forest(saved["nodes"], saved["roots"], *saved["floats"].tolist()), fit_at
         return cleaner
 
