@@ -51,7 +51,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "COV_", "PYTEST_"))}
     environment |= {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(folder), "BTCBOT_CACHE": str(folder / "cache"), "BTCBOT_ROUNDS": "20"}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins take longer than the tests
-    options = ["-q", "-x", "-rfE", "--tb=no", "-p", "btcbot.nbtest", "-p", "no:cacheprovider", "-m", "not jit"]
+    options = ["-q", "-x", "-rfE", "--tb=no", "--assert=plain", "-p", "btcbot.nbtest", "-p", "no:cacheprovider", "-m", "not jit"]
     command = [sys.executable, "-m", "pytest", *options, f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
     try:
         done = subprocess.run(
