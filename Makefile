@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity faults docs readme lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity faults mutants docs readme lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -28,6 +28,7 @@ help:
 	@echo "make bench       timings, reported and never asserted"
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
 	@echo "make faults [SCHEDULES=2000]   orders under failures and kills, then the planted bugs that these must find"
+	@echo "make mutants     faults of one line in the account and the decisions, each of which a test must find"
 	@echo "make readme      README.md from nbs/index.ipynb"
 	@echo "make docs        the documentation site in _docs (needs Quarto)"
 	@echo "make lock        lock the newest releases that settings.ini admits"
@@ -115,6 +116,9 @@ parity: $(VENV)/.external
 faults: $(VENV)/.external
 	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"
 	@$(BIN)/python -m tests.faults.campaign --bugs
+
+mutants: $(VENV)/.external
+	@$(BIN)/python -m tests.mutants.campaign
 
 # What a contributor runs.
 

@@ -104,6 +104,7 @@ class Program:
         bars = [(t, *(Decimal(p) / unit for p in (o, h, low, c)), s) for t, o, h, low, c, s in market]
         self.reference = ReferenceAccount(theirs, bars, LENGTH, list(zip(nights.tolist(), weekdays.tolist(), strict=True)))
         self.codes: Counter[int] = Counter()
+        self.compared_s = 0
 
     def level(self, side: int, sign: int) -> Decimal:
         """Return a stop (sign -1) or a target (sign 1), sometimes none, sometimes on the wrong side."""
@@ -150,14 +151,38 @@ class Program:
         return self.twin.order_send(request | fields)
 
     def compare(self) -> None:
-        """Account and positions must be equal, to the cent and the point."""
+        """Account, positions and new deals must be equal, to the cent and the point."""
         account, reference = self.twin.account_info(), self.reference
-        ours = [account.balance, account.equity, account.margin]
-        assert [Decimal(str(v)) for v in ours] == [reference.balance, reference.equity(), reference.margin()]
+        equity, margin = reference.equity(), reference.margin()
+        ours = [account.balance, account.equity, account.margin, account.margin_free, account.profit]
+        assert [Decimal(str(v)) for v in ours] == [reference.balance, equity, margin, equity - margin, equity - reference.balance]
+        assert account.margin_level == pytest.approx(float(100 * equity / margin) if margin else 0.0, rel=1e-12)
         tick = self.twin.symbol_info_tick("BTCUSD")
         assert (Decimal(str(tick.bid)), Decimal(str(tick.ask)), tick.time_msc) == (reference.bid, reference.ask, reference.time_ms)
         held = [(p.ticket, p.volume, p.price_open, p.sl, p.tp, p.swap, p.time_msc) for p in self.twin.positions_get()]
         assert held == [(p.ticket, *map(float, (p.lots, p.price, p.sl, p.tp, p.swap)), p.time_ms) for p in reference.positions]
+        self.compare_deals(self.compared_s)
+        self.compared_s = reference.time_ms // 1000
+
+    def compare_deals(self, since: int) -> None:
+        """All deals from that second on must be equal."""
+        ours = [
+            (
+                *(d.ticket - 1, d.order, d.time_msc, 1 if d.type == 0 else -1, d.entry, d.position_id, d.reason, d.magic),
+                *(Decimal(str(v)) for v in (d.volume, d.price, d.commission, d.swap, d.profit)),
+            )
+            for d in self.twin.history_deals_get(since, 2**31 - 1)
+            if d.type != C.DEAL_TYPE_BALANCE
+        ]
+        theirs = [
+            (
+                *(d.ticket, d.order, d.time_ms, d.side, d.entry, d.position_id, d.reason, d.magic),
+                *(d.lots, d.price, d.commission, d.swap, d.profit),
+            )
+            for d in self.reference.deals
+            if d.time_ms // 1000 >= since
+        ]
+        assert ours == theirs
 
     def play(self) -> Counter[str]:
         """Run to the end; return how often each thing happened."""
@@ -170,32 +195,7 @@ class Program:
             if not moved:
                 break
         self.compare()
-        ours = [
-            (
-                *(d.ticket - 1, d.order, d.time_msc, 1 if d.type == 0 else -1, d.entry, d.position_id, d.reason, d.magic),
-                *(Decimal(str(v)) for v in (d.volume, d.price, d.commission, d.swap, d.profit)),
-            )
-            for d in self.twin.history_deals_get(0, 2**31 - 1)[1:]
-        ]
-        theirs = [
-            (
-                d.ticket,
-                d.order,
-                d.time_ms,
-                d.side,
-                d.entry,
-                d.position_id,
-                d.reason,
-                d.magic,
-                d.lots,
-                d.price,
-                d.commission,
-                d.swap,
-                d.profit,
-            )
-            for d in self.reference.deals
-        ]
-        assert ours == theirs
+        self.compare_deals(0)
         seen = Counter(f"retcode {code}" for code in self.codes.elements())
         seen.update({3: "expert", 4: "stop loss", 5: "take profit", 6: "stop out"}[d.reason] for d in self.reference.deals)
         seen["swap"] = sum(d.swap != 0 for d in self.reference.deals)
