@@ -216,7 +216,7 @@ class Result:
                 allow_partial=False, raise_reject=True,
             )
         except Exception as error:
-            if "rejected" not in str(error):
+            if type(error).__name__ != "RejectedOrderError":
                 raise
             raise BtcbotError(f"vectorbt has no margin and not enough cash for a position ({error}): give a larger cash=.") from error
 
