@@ -37,7 +37,7 @@ from .playback import Chunk, Market, run_nb
 from .rules import SIDES, RulePlan, RuleStrategy, column_key, fill_plan_nb, plan_rules
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from ..core.steps import call_step_nb, row_address, row_nb, step_address
+from ..core.steps import borrow_nb, call_step_nb, row_address, row_nb, step_address
 from ..data.clean import DataCleaner
 from ..engine.account import N_DEALS, new_account, new_deals
 from btcbot.engine.risk import (
@@ -92,17 +92,29 @@ def _until_nb(places: I8, k: int, n: int) -> int:
 # %% ../../nbs/55_backtest.accounts.ipynb #adcd2e70
 @kernel
 def _new_targets_nb(out: F8, n: int, places: I8, k0: int, last: F8, since: I8, wanted: F8, begin: int) -> int:
-    "Write the targets among `n` that differ from the one before, and the bars they are decided at; return their number."
+    "Write the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
     wanted[0], since[0], count = last, begin, 1
+    before, bits = last.view(np.int64), out.view(np.int64)
     for j in range(n):
-        before, now, is_same = wanted[count - 1], out[j], True
+        row, differs = bits[j], 0
         for c in range(N_TARGET):
-            is_same = is_same and (now[c] == before[c] or (np.isnan(now[c]) and np.isnan(before[c])))
-        if not is_same:
-            wanted[count], since[count] = now, places[k0 + j] + 1
+            differs |= row[c] ^ before[c]
+        if differs != 0:
+            wanted[count], since[count] = out[j], places[k0 + j] + 1
             count += 1
+        before = row
     last[:] = wanted[count - 1]
     return count
+
+
+@kernel
+def _lay_nb(block: F8, features: F8, columns: I8) -> None:
+    "Lay features beside the columns of bars, bar by bar: a column at a time would scatter its stores."
+    n, k = block.shape[0], columns.shape[0]
+    for j in range(n):
+        row = block[j]
+        for c in range(k):
+            row[7 + c] = features[columns[c], j]
 
 
 @kernel
@@ -113,6 +125,7 @@ def step_accounts_nb(
 ) -> None:
     "Run combinations of a compiled step over a chunk: `values` has the parameters of each, `columns` the rows of `features` that it reads."
     n_kept, n, k = kept.shape[0], bars.shape[0], columns.shape[1]
+    features, columns, values, last = borrow_nb(features), borrow_nb(columns), borrow_nb(values), borrow_nb(last)
     room = np.full((block + 2, 7 + k), np.nan)
     out, since, wanted = np.empty((block, N_TARGET)), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
     intents, begin = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1
@@ -122,10 +135,7 @@ def step_accounts_nb(
         room[1 : 1 + count, :7] = kept[a : a + count]
         room[1 + count :] = np.nan
         for i in range(values.shape[0]):
-            for c in range(k):
-                row = features[columns[i, c], a : a + count]
-                for j in range(count):
-                    room[1 + j, 7 + c] = row[j]
+            _lay_nb(room[1 : 1 + count], features[:, a : a + count], columns[i])
             out[:count] = np.nan
             call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out[:count])
             m = _new_targets_nb(out, count, places, a, last[i], since, wanted, begin)

@@ -24,6 +24,7 @@ from ..engine.account import COMMISSION, DEAL_SWAP, DEAL_VOLUME, ENTRY, ENTRY_IN
     MARK, DAY_NOW, EQUITY, PEAK, DEEPEST, SUM, SQUARES, CUBES, FOURTHS, HELD,
     TRADES, WINS, GAINS, LOSSES, PENDING, PENDING_VOLUME, PAID, N_FIGURES,
 ) = range(18)
+_NEARLY: Final = 1.0 + 1e-12
 PARTS: Final = 16   # Of history, for `probability_of_overfitting`
 
 
@@ -63,7 +64,8 @@ def mark_nb(figures: F8, lowest: int, equity: int, is_open: bool) -> None:
     "Note the lowest equity of a bar and that at its close."
     figures[EQUITY] = equity
     figures[PEAK] = max(figures[PEAK], float(equity))
-    figures[DEEPEST] = min(figures[DEEPEST], lowest / figures[PEAK])
+    if lowest <= figures[DEEPEST] * figures[PEAK] * _NEARLY:      # Otherwise it isn't the deepest, and no division is needed
+        figures[DEEPEST] = min(figures[DEEPEST], lowest / figures[PEAK])
     figures[HELD] += is_open
 
 
