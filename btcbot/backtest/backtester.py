@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from .bounds import BOUND_COLUMNS, trade_bounds
+from .bounds import trade_bounds
 from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
 from .playback import Market, changes_nb, run_nb
@@ -128,14 +128,8 @@ class Result:
     @property
     def trades(self) -> pd.DataFrame:
         "Closed trades, each with its worst and best net profit, whether it is ambiguous, and its excursions."
-        trades = trade_frame(self.deals)
-        bounds = self.bounds.reindex(trades["position"], fill_value=0)
-        for name in BOUND_COLUMNS:
-            trades[name] = bounds[name].to_numpy()
-        trades["is_ambiguous"] = trades["is_ambiguous"].astype(bool)
-        for name in ("worst", "best"):
-            trades[name] = (trades["net"] + trades[name]).round(2)
-        return trades
+        trades = trade_frame(self.deals).join(self.bounds, on="position")
+        return trades.assign(worst=(trades["net"] + trades["worst"]).round(2), best=(trades["net"] + trades["best"]).round(2))
 
     @property
     def ambiguous(self) -> int:
@@ -216,7 +210,7 @@ class Result:
                 allow_partial=False, raise_reject=True,
             )
         except Exception as error:
-            if "rejected" not in str(error):
+            if type(error).__name__ != "RejectedOrderError":
                 raise
             raise BtcbotError(f"vectorbt has no margin and not enough cash for a position ({error}): give a larger cash=.") from error
 

@@ -131,7 +131,7 @@ def describe_run(
                 "yaxis": f"y{pane + 1}" if pane else "y", "line": {"color": colour, "width": 1.2}, **more}
 
     data = [line(*parts) for parts in _lines(run, deposit, columns)]
-    data[2]["fill"] = "tozeroy"
+    data[2] |= {"fill": "tozeroy", "fillcolor": "rgba(181, 40, 31, 0.2)"}
     for is_won, colour, name in ((True, _GOOD, "won"), (False, _BAD, "lost")):
         data.append(line(0, name, colour, *_pieces(trades, is_won), hoverinfo="skip"))
     marks = [("opened", "open", "side", "long", "long", "triangle-up", _GOOD)]
@@ -142,7 +142,7 @@ def describe_run(
             times, prices = time_ms(pd.DatetimeIndex(chosen[time])), chosen[price].to_numpy(np.float64)
             text = [f"{words}: {side} {volume:g} lots, net {net:+,.2f} {currency}"
                     for side, volume, net in zip(chosen["side"], chosen["volume"], chosen["net"], strict=True)]
-            marker = {"symbol": symbol, "color": colour, "size": 8}
+            marker = {"symbol": symbol, "color": colour, "size": 7}
             data.append(line(0, words, colour, times, prices) | {"mode": "markers", "marker": marker, "text": text})
     edges = (1.0, 0.57, 0.33, 0.21, 0.0)
     axes = {f"yaxis{k + 1 if k else ''}": {"title": {"text": f"{pane}, {unit}"}, "domain": [edges[k + 1] + 0.03 * (k < 3), edges[k]]}
