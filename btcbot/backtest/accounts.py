@@ -1,4 +1,4 @@
-"""Many accounts side by side under one broker's conditions, each driven by its own combination: the two fast ways of a sweep that leave no rule of the account out.
+"""Many accounts side by side under one broker's conditions, each driven by its own combination, and no rule left out.
 
 Docs: https://btcbot.github.io/btcbot/backtest.accounts.html.md"""
 
@@ -35,7 +35,7 @@ from btcbot.backtest.masks import (
     signal_nb,
     tiled,
 )
-from .playback import Chunk, Market, changes_nb, run_nb
+from .playback import Chunk, Market, changes, run_nb
 from .rules import SIDES, RulePlan, RuleStrategy, column_key, each_point, fill_plan_nb, plan_rules
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
@@ -57,7 +57,7 @@ from btcbot.engine.risk import (
 from ..features.specification import Column, parse
 from ..features.stream import FeatureStream
 from ..market.bars import TIME, timeframe_ms
-from ..strategies.arrays import ArrayStream, Sizing, TargetArrays, as_targets
+from ..strategies.arrays import ArrayStream, Sizing, as_targets
 from ..strategies.base import Strategy
 
 # %% ../../nbs/55_backtest.accounts.ipynb #34ea31dd
@@ -111,12 +111,11 @@ def _new_targets_nb(out: F8, n: int, places: I8, k0: int, last: F8, since: I8, w
 
 
 @kernel
-def _lay_nb(block: F8, features: F8, columns: I8) -> None:
-    "Lay features beside the columns of bars, bar by bar: a column at a time would scatter its stores."
-    n, k = block.shape[0], columns.shape[0]
-    for j in range(n):
-        row = block[j]
-        for c in range(k):
+def _lay_nb(room: F8, features: F8, columns: I8) -> None:
+    "Lay features beside the columns of bars, as `strategies.base.lay_nb` does."
+    for j in range(room.shape[0]):
+        row = room[j]
+        for c in range(columns.shape[0]):
             row[7 + c] = features[columns[c], j]
 
 
@@ -434,18 +433,11 @@ class StepTier(AccountTier):
         return self.run(self.seen(columns, one.timeframe), batches, advance)
 
 # %% ../../nbs/55_backtest.accounts.ipynb #210b9f73
-def _changes(given: TargetArrays, times: I8) -> tuple[I8, F8]:
-    "Return the bars at which another target comes into force, the first 0, and those targets."
-    stream = ArrayStream(given)
-    targets, since = np.vstack([stream.last[None], stream.targets(times)]), np.empty(len(times) + 1, np.int64)
-    count = changes_nb(targets, since, 0)
-    return since[:count].copy(), targets[:count].copy()
-
-
 def _wanted(
     function: Function, point: dict[str, float], bars: pd.DataFrame, times: I8, sizing: Sizing, timeframe: str,
 ) -> tuple[I8, F8]:
-    return _changes(as_targets(function(bars, **point), bars, sizing, timeframe), times)
+    stream = ArrayStream(as_targets(function(bars, **point), bars, sizing, timeframe))
+    return changes(stream.last, stream.targets(times), 0)
 
 
 class _GivenBatch:

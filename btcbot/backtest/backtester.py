@@ -10,6 +10,7 @@ __all__ = ['DEAL_COLUMNS', 'deal_frame', 'trade_frame', 'Result', 'Backtester']
 # %% ../../nbs/51_backtest.backtester.ipynb #24513a04
 import importlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ import pandas as pd
 from .bounds import trade_bounds
 from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
-from .playback import Market, changes_nb, run_nb
+from .playback import Market, changes, run_nb
 from .statistics import buy_and_hold, drawdown, key_figures
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
@@ -263,21 +264,21 @@ class Backtester:
         equity, low = (np.empty(len(times) - first) for _ in range(2))
         cents = np.empty((2, _CHUNK + 1), np.int64)
         intents, modelled = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 0
-        points, changes = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
-        with progress(len(times), "backtest") as bar:
+        points, decided = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
+        with ThreadPoolExecutor(1) as pool, progress(len(times), "backtest") as bar:
+            data_hash = pool.submit(content_hash, market.received)
             for chunk in market.chunks(_CHUNK):
                 n, a = len(chunk.block), chunk.begin
-                targets, since = np.vstack([stream.last[None], stream.update(chunk.block)])[:n], np.empty(n, np.int64)
+                since, wanted = changes(stream.last, stream.update(chunk.block), 1)
                 if a <= first < a + n:
-                    risk.state = risk.new_state(float(targets[first - a, TARGET_ID]))
-                count = changes_nb(targets, since, 1)
-                changes.append((since[:count] + a - 1, targets[:count]))
+                    risk.state = risk.new_state(float(wanted[np.searchsorted(since, first - a + 1, side="right") - 1, TARGET_ID]))
+                decided.append((since + a - 1, wanted))
                 points[a : a + n] = chunk.points[1:]
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
                     at = run_nb(
                         risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points, chunk.rows,
-                        chunk.days, market.length, first - a + 1, since[:count], targets[:count], at, n + 1, intents, figures, parts, *cents,
+                        chunk.days, market.length, first - a + 1, since, wanted, at, n + 1, intents, figures, parts, *cents,
                     )
                     deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
                     logs.append(deals)
@@ -294,7 +295,7 @@ class Backtester:
             pd.Series(equity, index=market.bars.index[first:], name="equity"), low, float(figures[HELD]) / len(equity),
             risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
-            modelled / len(deals) if len(deals) else 0.0, content_hash(market.received), market.bars.iloc[first:],
-            trade_bounds(deals, np.concatenate([starts for starts, _ in changes]), np.vstack([rows for _, rows in changes]), points,
+            modelled / len(deals) if len(deals) else 0.0, data_hash.result(), market.bars.iloc[first:],
+            trade_bounds(deals, np.concatenate([starts for starts, _ in decided]), np.vstack([rows for _, rows in decided]), points,
                          market.rollovers, market.length, self.profile, self.spread_allowance),
         )

@@ -124,6 +124,7 @@ def _tried(result: Result) -> Tried:
 
 # %% ../../nbs/52_backtest.ledger.ipynb #da7fa05b
 _COLUMNS: Final = tuple(field.name for field in fields(Trial))
+_INSERT: Final = "INSERT INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _STEPS: Final = ((
     """CREATE TABLE trials (
         id INTEGER PRIMARY KEY, recorded_ms INTEGER NOT NULL, key TEXT NOT NULL UNIQUE,
@@ -197,7 +198,7 @@ class TrialLedger:
                 trial = one.trial(note, number + 1, now_ms, previous)
                 known = connection.execute("SELECT * FROM trials WHERE key = ?", (trial.key,)).fetchone()
                 if known is None:
-                    connection.execute(f"INSERT INTO trials VALUES ({','.join('?' * len(_COLUMNS))})", astuple(trial))
+                    connection.execute(_INSERT, astuple(trial))
                     number, previous = trial.id, trial.hash
                 written.append(trial if known is None else Trial(*known))
             connection.execute("COMMIT")
