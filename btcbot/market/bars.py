@@ -40,12 +40,14 @@ def timeframe_ms(
     return TIMEFRAME_MS[name]
 
 # %% ../../nbs/06_market.bars.ipynb #7b790403
+_TIME: Final = pd.DatetimeTZDtype("ms", "UTC")
+
+
 def time_index(
     time_ms: I8,          # Shape (n,), milliseconds UTC
 ) -> pd.DatetimeIndex:    # Named `time`, unit ms
     "Make the index of a bar frame."
-    zoned = pd.DatetimeTZDtype("ms", "UTC")  # localising would copy
-    return pd.DatetimeIndex(np.asarray(time_ms, np.int64).view("M8[ms]"), dtype=zoned, name="time")
+    return pd.DatetimeIndex(np.asarray(time_ms, np.int64).view("M8[ms]"), dtype=_TIME, name="time")  # localising would copy
 
 # %% ../../nbs/06_market.bars.ipynb #4fcb46ee
 def time_ms(
@@ -57,6 +59,10 @@ def time_ms(
     return np.asarray(index.tz_convert("UTC").as_unit("ms").asi8, np.int64)
 
 # %% ../../nbs/06_market.bars.ipynb #03570905
+_COLUMNS: Final = pd.Index(BAR_COLUMNS)
+_DTYPES: Final = [np.dtype(name) for name in _BAR_DTYPES.values()]
+
+
 def check_bars(
     bars: pd.DataFrame,  # Any frame that claims to be bars
 ) -> pd.DataFrame:       # The same bars: exact columns, dtypes, index unit; missing spread and volumes are 0
@@ -64,12 +70,17 @@ def check_bars(
     missing = [c for c in BAR_COLUMNS[:4] if c not in bars.columns]
     if missing:
         raise BtcbotError(f"Bars lack the columns {', '.join(missing)}; they have {', '.join(map(str, bars.columns))}.")
-    times = time_ms(bars.index)
-    if len(times) > 1 and (step := np.diff(times).min()) <= 0:
+    times, index = time_ms(bars.index), bars.index
+    is_ours = isinstance(index, pd.DatetimeIndex) and index.dtype == _TIME and index.name == "time" and index.freq is None
+    index = index if is_ours else time_index(times)
+    if not (index.is_monotonic_increasing and index.is_unique):
         where = int(np.argmin(np.diff(times))) + 1
+        step = times[where] - times[where - 1]
         raise BtcbotError(f"Bar times must rise: {bars.index[where]} after {bars.index[where - 1]} ({step} ms). Sort and drop duplicates.")
+    if is_ours and bars.columns.equals(_COLUMNS) and bars.dtypes.tolist() == _DTYPES:
+        return bars.copy(deep=False)
     data = {c: bars[c].to_numpy(_BAR_DTYPES[c]) if c in bars.columns else np.zeros(len(bars), _BAR_DTYPES[c]) for c in BAR_COLUMNS}
-    return pd.DataFrame(data, index=time_index(times))
+    return pd.DataFrame(data, index=index)
 
 # %% ../../nbs/06_market.bars.ipynb #03b80aad
 def infer_timeframe(
@@ -97,15 +108,19 @@ def known_volume(
     return np.where(ticks == 0, real, ticks)
 
 # %% ../../nbs/06_market.bars.ipynb #a50d22d8
+_PIECE: Final = 4096  # rows at a time: they stay in the cache while column after column is written
+
+
 def bar_block(
     bars: pd.DataFrame,  # Bars in the library's schema
 ) -> F8:                 # Shape (n, 7): time in ms, open, high, low, close, known volume, spread in points
     "Return what features and strategies read."
-    block = np.empty((len(bars), 7))
-    block[:, TIME] = time_ms(bars.index)
-    for k, column in enumerate(BAR_COLUMNS[:6], start=1):
-        block[:, k] = bars[column]
-    block[:, VOLUME] = known_volume(block[:, VOLUME], bars["real_volume"].to_numpy(np.float64))
+    columns, block = [time_ms(bars.index), *(bars[name].to_numpy() for name in BAR_COLUMNS)], np.empty((len(bars), 7))
+    for first in range(0, len(block), _PIECE):
+        rows = slice(first, first + _PIECE)
+        for k in range(7):
+            block[rows, k] = columns[k][rows]
+        block[rows, VOLUME] = known_volume(block[rows, VOLUME], columns[7][rows])
     return block
 
 # %% ../../nbs/06_market.bars.ipynb #b6dfc1d0
@@ -118,13 +133,24 @@ def point_bars(
 ) -> I8:          # Shape (n, 6): time in ms, then open, high, low, close and spread in points
     "Return what the account reads: prices in whole points."
     out = np.empty((len(block), 6), np.int64)
-    out[:, BAR_TIME] = block[:, TIME]
-    out[:, BAR_OPEN:BAR_SPREAD] = np.rint(block[:, OPEN:VOLUME] * 10.0**digits)
-    out[:, BAR_SPREAD] = block[:, SPREAD]
+    for first in range(0, len(out), _PIECE):
+        rows = slice(first, first + _PIECE)
+        out[rows, BAR_TIME] = block[rows, TIME]
+        out[rows, BAR_OPEN:BAR_SPREAD] = np.rint(block[rows, OPEN:VOLUME] * 10.0**digits)
+        out[rows, BAR_SPREAD] = block[rows, SPREAD]
     return out
 
 # %% ../../nbs/06_market.bars.ipynb #7f3d46d8
 _DAY: Final = 86_400_000
+
+
+def _plain(column: F8 | I8) -> memoryview:
+    "Return the bytes of a column: 8 a row, one form for what is not a number and for zero."
+    if column.dtype.kind != "f":
+        return np.ascontiguousarray(column, "<i8").data
+    if not column.min(initial=np.inf) > 0:  # prices are, and then there is nothing to put right
+        column = np.where(np.isnan(column), np.nan, column + 0.0)
+    return np.ascontiguousarray(column, "<f8").data
 
 
 class ContentHash:
@@ -139,13 +165,11 @@ class ContentHash:
     ) -> Self:
         "Add the next days."
         times = time_ms(rows.index)
-        columns = [times, *(rows[name].to_numpy() for name in rows.columns)]
-        plain = [np.where(np.isnan(column), np.nan, column + 0.0).astype("<f8") if column.dtype.kind == "f" else column.astype("<i8")
-                 for column in columns]
+        columns = [_plain(times), *(_plain(rows[name].to_numpy()) for name in rows.columns)]
         edges = np.flatnonzero(np.diff(times // _DAY)) + 1
         for low, high in pairwise([0, *edges.tolist(), len(times)]):
-            for column in plain:
-                self._sum.update(np.ascontiguousarray(column[low:high]).data)
+            for column in columns:
+                self._sum.update(column[low:high])
         return self
 
     def hexdigest(self) -> str:  # 64 hexadecimal digits

@@ -219,15 +219,17 @@ class PlainCleaner:
         """Return what a bar that comes now is measured with."""
         later = self.memory[S_TIME] + 3e5
         volume, spread = (quantile_nb(self.memory[a:b], 0.5) for a, b in ((_W_VOLUME, _W_SPREAD), (_W_SPREAD, _W_STEP)))
-        return [usual_range_nb(self.memory, self.params[FLOOR]), growth_nb(self.memory, later), volume, spread]
+        usual = usual_range_nb(self.memory, self.params[FLOOR])
+        return [usual, growth_nb(self.memory, later), volume, spread, self.memory[S_REPEATS], self.memory[S_EVIDENCE]]
 
 
 def scales(cleaner: DataCleaner) -> list[float]:
     """Return the same of the quick one."""
     memory, counts = cleaner._memory, cleaner._counts
-    later = memory[TIME, (counts[checks.C_KEPT] - 1) % checks.RING] + 3e5
+    last = memory[:, (counts[checks.C_KEPT] - 1) % checks.RING]
     usual = checks.usual_range_nb(memory, counts, cleaner._params[FLOOR])
-    return [usual, checks.growth_nb(memory, counts, later), *checks.usual_activity_nb(memory, counts)]
+    grown, activity = checks.growth_nb(memory, counts, last[TIME] + 3e5), checks.usual_activity_nb(memory, counts)
+    return [usual, grown, *activity, float(counts[checks.C_REPEATS]), last[checks.EVIDENCE]]
 
 
 def compare(block: F8, params: F8, cuts: list[int]) -> tuple[I8, I8]:
@@ -262,7 +264,7 @@ def markets(draw: st.DrawFn) -> tuple[F8, F8, list[int]]:
     level = draw(st.sampled_from([1.0, 3e4, 3e4, 1e-279, 1e-300, 1e279, 1e290, 5e-324]))
     tick = draw(st.sampled_from([0.0, 0.0, 1e-4, 5e-3]))
 
-    moods = np.repeat(rng.choice(draw(st.sampled_from([[1], [1, 30]])), 35), 20)[:n]
+    moods = np.repeat(rng.choice(draw(st.sampled_from([[1], [1, 30]])), 14), 50)[:n]
     log_close = np.cumsum(rng.normal(0, wildness, n) * rng.choice([1, 1, 1, 8], n) * moods)
     log_open = np.where(rng.random(n) < 0.8, np.append(0.0, log_close[:-1]), log_close)
     reach = rng.exponential(wildness / 2, (2, n)) * moods * (rng.random((2, n)) < 0.7)
@@ -289,6 +291,8 @@ def markets(draw: st.DrawFn) -> tuple[F8, F8, list[int]]:
         block[k, column] = block[k, rng.integers(OPEN, VOLUME)] * (far if rng.random() < 0.5 else 1 / far)
         if rng.random() < 0.7:
             block[k, HIGH], block[k, LOW] = block[k, OPEN:VOLUME].max(), block[k, OPEN:VOLUME].min()
+    for k in np.flatnonzero(rng.random(n) < often):  # wicks that only the usual range tells from a market's
+        block[k, HIGH] *= np.exp(min(wildness, 5e-3) * rng.choice([5, 20, 60, 200]))
     for k in np.flatnonzero(rng.random(n) < often / 4):  # a level that stays, and its own contradictions
         with np.errstate(over="ignore"):
             block[k:, OPEN:VOLUME] *= rng.choice([0.5, 0.9, 1.02, 1.6])
@@ -301,7 +305,7 @@ def markets(draw: st.DrawFn) -> tuple[F8, F8, list[int]]:
         params[FLOOR] *= draw(st.sampled_from([1.0, 1.0, 0.0, 0.1, 30.0]))
         params[MOST_RATIO] = draw(st.sampled_from([3.0, 3.0, 1.001, 1.0]))
         params[MOST_ACTIVITY] = draw(st.sampled_from([2500.0, 2500.0, 4.0, 0.25]))
-    cuts = sorted(draw(st.lists(st.integers(0, n), max_size=5)))
+    cuts = sorted(draw(st.lists(st.integers(0, n), max_size=20)))
     return block, params, cuts
 
 
@@ -310,6 +314,21 @@ def markets(draw: st.DrawFn) -> tuple[F8, F8, list[int]]:
 def test_quick_checks_say_what_plain_ones_say(market: tuple[F8, F8, list[int]]) -> None:
     with np.errstate(all="ignore"):
         compare(*market)
+
+
+@pytest.mark.jit
+def test_a_wild_hour_is_forgotten_in_time() -> None:
+    found = set()
+    for calm in range(80):
+        reach = np.r_[np.full(LONG, 0.02), 0.2, np.full(calm, 1e-4), 0.0]
+        block = np.full((len(reach), 7), 100.0)
+        block[:, TIME] = MINUTE * np.arange(1, len(reach) + 1)
+        block[:, HIGH] += 100 * reach
+        for wick in (0.005, 0.02, 0.1, 0.2):
+            block[-1, HIGH] = 100 * (1 + wick)
+            verdict, _ = compare(block, np.array(DEFAULTS), [])
+            found.add((wick, int(verdict[-1])))
+    assert {(0.005, KEPT), (0.02, KEPT), (0.02, SPIKE), (0.1, KEPT), (0.1, SPIKE), (0.2, KEPT), (0.2, SPIKE)} == found
 
 
 # The markets there were
