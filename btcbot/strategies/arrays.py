@@ -255,7 +255,7 @@ def as_targets(
         return given
     name = "arrays"
     if callable(given):
-        name, function, given = getattr(given, "__name__", "function"), given, given(bars.copy())
+        name, function, given = getattr(given, "__name__", "function").strip("<>"), given, given(bars.copy())
         _check_prefixes(function, bars, _outputs(given))
     if isinstance(given, tuple):
         if not 1 <= len(given) <= 4:
