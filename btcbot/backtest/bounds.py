@@ -35,6 +35,7 @@ from btcbot.engine.conditions import (
 from ..engine.deals import modify_nb
 from btcbot.engine.risk import (
     CHANGE_STOPS,
+    DAY,
     INTENT_SL,
     INTENT_TP,
     KIND,
@@ -168,7 +169,7 @@ def _all_levels_nb(
     for i in range(trades.shape[0]):
         if trades[i, _IS_INSIDE] and trades[i, _REASON] != engine.REASON_TP:
             state[:] = 0
-            state[LAST_ID] = np.nan
+            state[LAST_ID], state[DAY] = np.nan, -1
             trades[i, _SL], trades[i, _TP] = _levels_nb(
                 params, limits, points, length, rollovers, starts, targets, trades[i], account, positions, state, intents,
             )

@@ -261,7 +261,7 @@ def as_targets(
     "Make targets from whatever says them."
     name = "arrays"
     if callable(given):
-        name, function, given = getattr(given, "__name__", "function"), given, given(bars.copy())
+        name, function, given = getattr(given, "__name__", "function").strip("<>"), given, given(bars.copy())
         _check_prefixes(function, bars, _outputs(given))
     if isinstance(given, TargetArrays):
         return given
