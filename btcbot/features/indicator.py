@@ -341,7 +341,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 16_384     # Bars of the first part, which is timed
-WORTH_S: Final = 1.5e-3  # Seconds of work left for which threads are started
+WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:

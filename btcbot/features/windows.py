@@ -221,7 +221,7 @@ def decay_length(
 ) -> int:          # Bars
     "Return how many bars a decaying sum depends on."
     stages, last = decay_shape(decay)
-    return last * 4 ** (stages - 1)
+    return int(last * 4 ** (stages - 1))
 
 
 @kernel
