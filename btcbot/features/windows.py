@@ -10,6 +10,7 @@ __all__ = ['BLOCK', 'DROPPED', 'reach_cells_nb', 'room_nb', 'reach_nb', 'sum_sta
            'decay_sum_nb', 'decay_mean_nb', 'extreme_cells_nb', 'extreme_nb', 'age_cells_nb', 'age_nb']
 
 # %% ../../nbs/40_features.windows.ipynb #87d0864a
+import math
 from typing import Final
 
 import numpy as np
@@ -34,8 +35,9 @@ def room_nb(buffer: F8, at: I8, past: int, n: int) -> F8:
     if lead + n > buffer.shape[0]:
         raise ValueError("a block is longer than features.windows.BLOCK")
     if start + lead + n > buffer.shape[0]:
+        front, back = buffer[:lead], buffer[start : start + lead]
         for j in range(lead):
-            buffer[j] = buffer[start + j]
+            front[j] = back[j]
         start = 0
     at[0] = start + n
     return buffer[start + lead - past : start + lead + n]
@@ -207,11 +209,11 @@ def decay_shape(
     decay: float,         # Weight of a value relative to the next newer one, in (0, 1)
 ) -> tuple[int, int]:     # Stages, and the radix of the last one: the tree reaches radix * 4**(stages - 1) bars back
     "Return the smallest tree over which the weights fall below `DROPPED`."
-    bars = max(np.log(DROPPED) / np.log(decay), 2.0)
+    bars = max(np.log(DROPPED) / np.log(decay), 3.0)
     stages = 1
-    while 4**stages < bars:
+    while 2 * 4**stages < bars:
         stages += 1
-    return stages, next(radix for radix in (2, 3, 4) if radix * 4 ** (stages - 1) >= bars)
+    return stages, math.ceil(bars / 4 ** (stages - 1))
 
 
 def decay_length(
@@ -227,25 +229,31 @@ def decay_cells_nb(stages: int) -> int:
     "Cells of float state of `decay_sum_nb`; it needs `stages` cells of whole-number state."
     cells = 0
     for k in range(stages):
-        cells += reach_cells_nb(3 << (2 * k))
+        cells += reach_cells_nb((3 if k < stages - 1 else 7) << (2 * k))
     return cells
 
 
 @kernel
 def _fade_nb(seen: F8, size: int, radix: int, weight: float, scale: float, out: F8) -> None:
-    "`scale` times the sum of `radix` windows of `size`, weighted by `weight` relative to the next newer; `seen` begins with the oldest."
-    first, second, third = scale, scale * weight, scale * (weight * weight)
-    fourth = third * weight
-    a, b, c = seen[(radix - 1) * size :], seen[(radix - 2) * size :], seen[max(radix - 3, 0) * size :]
-    if radix == 4:
-        for i in range(out.shape[0]):
-            out[i] = (fourth * seen[i] + third * c[i]) + (second * b[i] + first * a[i])
-    elif radix == 3:
-        for i in range(out.shape[0]):
-            out[i] = third * c[i] + (second * b[i] + first * a[i])
-    else:
-        for i in range(out.shape[0]):
-            out[i] = second * b[i] + first * a[i]
+    "`scale` times the sum of 3 to 8 windows of `size`, weighted by `weight` relative to the next newer; `seen` begins with the oldest."
+    square = weight * weight
+    w1, w2, w3 = scale * weight, scale * square, scale * weight * square
+    w4, w5, w6, w7 = w2 * square, w3 * square, w2 * square * square, w3 * square * square
+    a, b, c, d = seen[(radix - 1) * size :], seen[(radix - 2) * size :], seen[(radix - 3) * size :], seen[max(radix - 4, 0) * size :]
+    e, f, g = seen[max(radix - 5, 0) * size :], seen[max(radix - 6, 0) * size :], seen[max(radix - 7, 0) * size :]
+    for i in range(out.shape[0]):
+        total = (scale * a[i] + w1 * b[i]) + w2 * c[i]
+        if radix > 3:
+            total += w3 * d[i]
+        if radix > 4:
+            total += w4 * e[i]
+        if radix > 5:
+            total += w5 * f[i]
+        if radix > 6:
+            total += w6 * g[i]
+        if radix > 7:
+            total += w7 * seen[i]
+        out[i] = total
 
 
 @kernel

@@ -6,8 +6,7 @@ Docs: https://btcbot.github.io/btcbot/features.indicators.averages.html.md"""
 
 # %% auto #0
 __all__ = ['sma_nb', 'Sma', 'sma', 'wma_nb', 'Wma', 'wma', 'hma_nb', 'Hma', 'hma', 'ema_decay', 'chain_nb', 'ema_nb', 'Ema',
-           'ema', 'Dema', 'dema', 'Tema', 'tema', 'maps_room_nb', 'maps_cells_nb', 'efficiency_nb', 'kama_nb', 'Kama',
-           'kama']
+           'ema', 'Dema', 'dema', 'Tema', 'tema', 'maps_cells_nb', 'efficiency_nb', 'kama_nb', 'Kama', 'kama']
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #c4cb2cc1
 import math
@@ -28,6 +27,7 @@ from btcbot.features.windows import (
     decay_shape,
     reach_cells_nb,
     reach_nb,
+    room_nb,
     sum_cells_nb,
     sum_nb,
     sum_stages_nb,
@@ -231,31 +231,12 @@ def tema(
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #47492d62
 @kernel
-def maps_room_nb(size: int) -> int:
-    "Cells of one of the two buffers that hold maps over `size` bars."
-    return 3 * size + 4 * max(BLOCK, 3 * size)
-
-
-@kernel
 def maps_cells_nb(stages: int) -> int:
-    "Cells of float state of a tree of maps; it needs `stages` cells of whole-number state."
+    "Cells of float state of a tree of maps; it needs `2 * stages` cells of whole-number state."
     cells = 0
     for k in range(stages):
-        cells += 2 * maps_room_nb(1 << (2 * k))
+        cells += 2 * reach_cells_nb(3 << (2 * k))
     return cells
-
-
-@kernel
-def _place_nb(node: F8, at: I8, past: int, count: int) -> int:
-    "Make room for `count` maps more; return where the `past` maps before them stand."
-    room, start = node.shape[0] // 2, at[0]
-    if start + past + count > room:
-        for j in range(past):
-            node[j] = node[start + j]
-            node[room + j] = node[room + start + j]
-        start = 0
-    at[0] = start + count
-    return int(start)
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #1858b061
 @kernel
@@ -298,10 +279,9 @@ def kama_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     offset, places = reach_cells_nb(n) + sum_cells_nb(n), state_i[2 + sum_stages_nb(n) :]
     step, ratio = np.empty(count), np.empty(count)
     efficiency_nb(state_f[:offset], state_i[1:], n, x[0], step, ratio)
-    size, past = 1, 3
-    node = state_f[offset : offset + 2 * maps_room_nb(1)]
-    start, half = _place_nb(node, places, past, count), maps_room_nb(1)
-    a, b = node[start : start + past + count], node[half + start : half + start + past + count]
+    size, past, room = 1, 3, reach_cells_nb(3)
+    a = room_nb(state_f[offset : offset + room], places, past, count)
+    b = room_nb(state_f[offset + room : offset + 2 * room], places[1:], past, count)
     keep, add = a[past:], b[past:]
     for i in range(count):
         share = ratio[i] * wide + slow
@@ -310,11 +290,10 @@ def kama_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     for i in range(min(max(n - state_i[0], 0), count)):
         keep[i] = add[i] = 0.0
     for k in range(1, stages):
-        offset += 2 * half
-        past, half = 12 * size, maps_room_nb(4 * size)
-        node = state_f[offset : offset + 2 * half]
-        start = _place_nb(node, places[k:], past, count)
-        wider, shift = node[start : start + past + count], node[half + start : half + start + past + count]
+        offset, past = offset + 2 * room, 12 * size
+        room = reach_cells_nb(past)
+        wider = room_nb(state_f[offset : offset + room], places[2 * k :], past, count)
+        shift = room_nb(state_f[offset + room : offset + 2 * room], places[2 * k + 1 :], past, count)
         _join_nb(a, b, size, wider[past:], shift[past:])
         a, b = wider, shift
         size *= 4
@@ -344,7 +323,7 @@ class Kama(Indicator):
         if stages > _MOST_STAGES:
             raise BtcbotError(f"kama: n={self.n}, fast={self.fast}, slow={self.slow} would remember {bars} bars; lower n, fast or slow.")
         cells = reach_cells_nb(self.n) + sum_cells_nb(self.n) + maps_cells_nb(stages)
-        places = 1 + sum_stages_nb(self.n) + stages
+        places = 1 + sum_stages_nb(self.n) + 2 * stages
         return Plan(kama_nb, (self.n, slow, wide, stages), cells, places, self.n, 4**stages + self.n)
 
 

@@ -29,8 +29,6 @@ from btcbot.features.windows import (
     decay_shape,
     extreme_cells_nb,
     extreme_nb,
-    reach_cells_nb,
-    reach_nb,
     sum_cells_nb,
     sum_nb,
     sum_stages_nb,
@@ -38,10 +36,7 @@ from btcbot.features.windows import (
 
 # %% ../../../nbs/43_features.indicators.channels.ipynb #95bf6c3f
 @kernel
-def true_range_nb(tree: F8, at: I8, x: F8, out: F8) -> None:
-    "True range; rows of `x`: high, low, close; `tree` has `reach_cells_nb(1)` cells. The first bar ever has none before: skip its value."
-    high, low, close = x[0], x[1], x[2]
-    before = reach_nb(tree, at, 1, close)
+def _range_nb(high: F8, low: F8, close: F8, before: F8, out: F8) -> None:
     for i in range(out.shape[0]):
         top = high[i] if high[i] > before[i] else before[i]
         bottom = low[i] if low[i] < before[i] else before[i]
@@ -49,9 +44,18 @@ def true_range_nb(tree: F8, at: I8, x: F8, out: F8) -> None:
 
 
 @kernel
+def true_range_nb(last: F8, x: F8, out: F8) -> None:
+    "True range; rows of `x`: high, low, close; `last[0]` keeps the close before. The first bar ever has none before: skip its value."
+    high, low, close = x[0], x[1], x[2]
+    _range_nb(high[:1], low[:1], close[:1], last, out[:1])
+    _range_nb(high[1:], low[1:], close[1:], close, out[1:])
+    last[0] = close[-1]
+
+
+@kernel
 def true_range_step_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "True range."
-    true_range_nb(state_f, state_i[1:], x, out[0])
+    true_range_nb(state_f, x, out[0])
 
 # %% ../../../nbs/43_features.indicators.channels.ipynb #c05f4031
 @register
@@ -62,7 +66,7 @@ class TrueRange(Indicator):
     unit: ClassVar[str] = "price"
 
     def plan(self) -> Plan:
-        return Plan(true_range_step_nb, (), reach_cells_nb(1), 1, 1, 2)
+        return Plan(true_range_step_nb, (), 1, 0, 1, 2)
 
 
 def true_range(
@@ -84,16 +88,16 @@ def wilder_shape(
 
 @kernel
 def average_range_cells_nb(stages: int) -> int:
-    "Cells of float state of `average_range_nb`; it needs `2 + stages` cells of whole-number state after the count of bars."
-    return reach_cells_nb(1) + decay_cells_nb(stages)
+    "Cells of float state of `average_range_nb`; it needs `1 + stages` cells of whole-number state after the count of bars."
+    return 8 + decay_cells_nb(stages)
 
 
 @kernel
 def average_range_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, out: F8) -> None:
     "Wilder's average of the true range from the second bar on; rows of `x`: high, low, close; `at[0]` counts the bars before."
-    room, fresh = reach_cells_nb(1), out[0 if at[0] else 1 :]
-    true_range_nb(tree[:room], at[1:], x, out)
-    decay_mean_nb(tree[room:], at[2:], stages, last, decay, fresh, fresh)
+    fresh = out[0 if at[0] else 1 :]
+    true_range_nb(tree, x, out)
+    decay_mean_nb(tree[8:], at[1:], stages, last, decay, fresh, fresh)
 
 
 @kernel
@@ -134,7 +138,7 @@ class Natr(Indicator):
 
 def _atr_plan(n: int, is_share: bool) -> Plan:
     stages, last, decay = wilder_shape(n)
-    return Plan(atr_nb, (stages, last, decay, is_share), average_range_cells_nb(stages), 2 + stages, n, decay_length(decay) + 1)
+    return Plan(atr_nb, (stages, last, decay, is_share), average_range_cells_nb(stages), 1 + stages, n, decay_length(decay) + 1)
 
 # %% ../../../nbs/43_features.indicators.channels.ipynb #0e7639cb
 def atr(
@@ -160,9 +164,9 @@ def natr(
 @kernel
 def mean_true_range_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "Simple mean of the last `n` true ranges."
-    n, room, fresh = int(params[0]), reach_cells_nb(1), out[0, 0 if state_i[0] else 1 :]
-    true_range_nb(state_f[:room], state_i[1:], x, out[0])
-    sum_nb(state_f[room:], state_i[2:], n, fresh, fresh)
+    n, fresh = int(params[0]), out[0, 0 if state_i[0] else 1 :]
+    true_range_nb(state_f, x, out[0])
+    sum_nb(state_f[8:], state_i[1:], n, fresh, fresh)
     for i in range(fresh.shape[0]):
         fresh[i] /= n
 
@@ -176,8 +180,7 @@ class MeanTrueRange(Indicator):
     n: int = 14  # Bars
 
     def plan(self) -> Plan:
-        cells, places = reach_cells_nb(1) + sum_cells_nb(self.n), 1 + sum_stages_nb(self.n)
-        return Plan(mean_true_range_nb, (self.n,), cells, places, self.n, self.n + 1)
+        return Plan(mean_true_range_nb, (self.n,), 8 + sum_cells_nb(self.n), sum_stages_nb(self.n), self.n, self.n + 1)
 
 
 def mean_true_range(
@@ -241,7 +244,7 @@ def keltner_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     upper, middle, lower = out[0], out[1], out[2]
     room = average_range_cells_nb(range_stages)
     average_range_nb(state_f[:room], state_i, range_stages, int(params[5]), params[6], x, upper)
-    decay_mean_nb(state_f[room:], state_i[3 + range_stages :], stages, int(params[2]), params[3], x[2], middle)
+    decay_mean_nb(state_f[room:], state_i[2 + range_stages :], stages, int(params[2]), params[3], x[2], middle)
     for i in range(middle.shape[0]):
         half = params[0] * upper[i]
         lower[i] = middle[i] - half
@@ -268,7 +271,7 @@ class Keltner(Indicator):
             keltner_nb,
             (self.multiple, stages, last, decay, *ranges),
             average_range_cells_nb(ranges[0]) + decay_cells_nb(stages),
-            2 + ranges[0] + 1 + stages,
+            1 + ranges[0] + 1 + stages,
             max(self.n - 1, self.atr_n),
             max(decay_length(decay), decay_length(ranges[2]) + 1),
         )

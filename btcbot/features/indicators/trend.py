@@ -40,16 +40,16 @@ def adx_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     high, low, adx, plus, minus = x[0], x[1], out[0], out[1], out[2]
     highs = reach_nb(state_f[:room], state_i[1:], 1, high)
     lows = reach_nb(state_f[room : 2 * room], state_i[2:], 1, low)
-    true_range_nb(state_f[2 * room : 3 * room], state_i[3:], x, adx)
+    true_range_nb(state_f[2 * room :], x, adx)
     for i in range(count):
         up, down = high[i] - highs[i], lows[i] - low[i]
         lost = 0.0 * (up + down)   # A comparison would swallow a NaN
         plus[i] = (up if up > 0.0 and up > down else 0.0) + lost
         minus[i] = (down if down > 0.0 and down > up else 0.0) + lost
-    trees, first = state_f[3 * room :], 0 if seen else 1
-    decay_sum_nb(trees[:cells], state_i[4:], stages, last, decay, plus[first:], plus[first:])
-    decay_sum_nb(trees[cells : 2 * cells], state_i[4 + stages :], stages, last, decay, minus[first:], minus[first:])
-    decay_sum_nb(trees[2 * cells : 3 * cells], state_i[4 + 2 * stages :], stages, last, decay, adx[first:], adx[first:])
+    trees, first = state_f[2 * room + 8 :], 0 if seen else 1
+    decay_sum_nb(trees[:cells], state_i[3:], stages, last, decay, plus[first:], plus[first:])
+    decay_sum_nb(trees[cells : 2 * cells], state_i[3 + stages :], stages, last, decay, minus[first:], minus[first:])
+    decay_sum_nb(trees[2 * cells : 3 * cells], state_i[3 + 2 * stages :], stages, last, decay, adx[first:], adx[first:])
     for i in range(count):
         both = plus[i] + minus[i]
         share = 100.0 / adx[i] if adx[i] > 0.0 else 0.0 * adx[i]
@@ -57,7 +57,7 @@ def adx_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
         plus[i] *= share
         minus[i] *= share
     warm = adx[min(max(n - seen, 0), count) :]
-    decay_mean_nb(trees[3 * cells :], state_i[4 + 3 * stages :], stages, last, decay, warm, warm)
+    decay_mean_nb(trees[3 * cells :], state_i[3 + 3 * stages :], stages, last, decay, warm, warm)
 
 
 @register
@@ -72,8 +72,8 @@ class Adx(Indicator):
 
     def plan(self) -> Plan:
         stages, last, decay = wilder_shape(self.n)
-        cells = 3 * reach_cells_nb(1) + 4 * decay_cells_nb(stages)
-        return Plan(adx_nb, (self.n, stages, last, decay), cells, 4 + 4 * stages, 2 * self.n - 1, 2 * decay_length(decay))
+        cells = 2 * reach_cells_nb(1) + 8 + 4 * decay_cells_nb(stages)
+        return Plan(adx_nb, (self.n, stages, last, decay), cells, 3 + 4 * stages, 2 * self.n - 1, 2 * decay_length(decay))
 
 
 def adx(
@@ -159,7 +159,7 @@ def supertrend_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     n, multiple, stages = int(params[0]), params[1], int(params[3])
     high, low, close, line, direction = x[0], x[1], x[2], out[0], out[1]
     average_range_nb(state_f[4:], state_i, stages, int(params[4]), params[5], x, line)
-    hidden, upper, lower, before, side = state_i[3 + stages], state_f[0], state_f[1], state_f[2], state_f[3]
+    hidden, upper, lower, before, side = state_i[2 + stages], state_f[0], state_f[1], state_f[2], state_f[3]
     for i in range(min(max(n - state_i[0], 0), line.shape[0]), line.shape[0]):
         middle, reach = 0.5 * (high[i] + low[i]), multiple * line[i]
         top, bottom = middle + reach, middle - reach
@@ -177,7 +177,7 @@ def supertrend_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
         if hidden > 0:
             line[i] = direction[i] = np.nan
             hidden -= 1
-    state_i[3 + stages], state_f[0], state_f[1], state_f[2], state_f[3] = hidden, upper, lower, before, side
+    state_i[2 + stages], state_f[0], state_f[1], state_f[2], state_f[3] = hidden, upper, lower, before, side
 
 # %% ../../../nbs/43_features.indicators.trend.ipynb #2a50dbd3
 @register
@@ -198,7 +198,7 @@ class Supertrend(Indicator):
         measured = math.ceil(30.0 + 30.0 * self.multiple**2)
         params = (self.n, self.multiple, measured, stages, last, decay)
         cells, convergence = 4 + average_range_cells_nb(stages), decay_length(decay) + 1 + measured
-        return Plan(supertrend_nb, params, cells, 3 + stages, self.n, convergence, is_exact=False)
+        return Plan(supertrend_nb, params, cells, 2 + stages, self.n, convergence, is_exact=False)
 
 
 def supertrend(
