@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from btcbot.backtest import sweep as module
+from btcbot.backtest import masks
 from btcbot.backtest.rules import Above, Below, Both, Crosses, Either, Parameter, Rule, RuleStrategy
+from btcbot.backtest.simple import SIMPLE_METRICS, SimpleAccount, SimpleTier
 from btcbot.backtest.statistics import key_figures
-from btcbot.backtest.sweep import METRICS, RuleTier, SimpleAccount, sweep
+from btcbot.backtest.sweep import sweep
 from btcbot.features.engineering import FeatureEngineering
 from btcbot.market.bars import time_index
 
@@ -89,7 +90,7 @@ class Book:
 
 def plain(strategy: RuleStrategy, account: SimpleAccount, point: dict[str, Any], bars: pd.DataFrame, minutes: int) -> dict[str, float]:
     """Return the figures of one combination, bar by bar."""
-    enters, leaves = (truth(rule, point, bars, minutes) for rule in (strategy.entry, strategy.exit_rule))
+    enters, leaves = (truth(rule, point, bars, minutes) for rule in strategy.rules)
     opens, closes = bars["open"].to_numpy(), bars["close"].to_numpy()
     book, target, equity, trades, held = Book(), 0, [], [], 0
     for t in range(len(bars)):
@@ -144,7 +145,7 @@ def test_equals_a_plain_loop(
         point = {name: row[name] for name in strategy.parameters}
         expected = plain(strategy, account, point, bars, minutes)
         assert row["trades"] == expected["trades"], point
-        found, wanted = [row[name] for name in METRICS], [expected[name] for name in METRICS]
+        found, wanted = [row[name] for name in SIMPLE_METRICS], [expected[name] for name in SIMPLE_METRICS]
         if wanted[0] > -1:
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9, err_msg=str(point))
         else:
@@ -166,19 +167,19 @@ def test_same_bytes_however_the_work_is_cut(rules: tuple[Rule, Rule | None], sid
     assert whole.iloc[order].reset_index(drop=True).equals(shuffled)
     assert whole.equals(sweep(strategy, grid, bars, workers=1, memory=1 << 14).table)
     for block, parts in ((64, 1), (128, 3), (1984, 1)):
-        monkeypatch.setattr(RuleTier, "shape", lambda self, rows, block=block, parts=parts: (block * parts, block))
-        monkeypatch.setattr(module, "_TILE", parts)
+        monkeypatch.setattr(SimpleTier, "shape", lambda self, rows, block=block, parts=parts: (block * parts, block))
+        monkeypatch.setattr(masks, "TILE", parts)
         assert whole.equals(sweep(strategy, grid, bars, workers=1).table)
 
 
 def test_memory_does_not_grow_with_the_grid() -> None:
     """A chunk's states and a segment's rows stay within the bound, whatever the number of features."""
-    tier = RuleTier(RuleStrategy(*RULES[0]), market(1, 10, 1, 1.0), SimpleAccount(), memory=64 << 20)
+    tier = SimpleTier(RuleStrategy(*RULES[0]), market(1, 10, 1, 1.0), SimpleAccount(), memory=64 << 20)
     for rows in (1, 48, 49, 1000):
         size, block = tier.shape(rows)
         assert size % block == 0
         assert size == block or size * (rows + 30) * 8 <= 16 << 20
-    assert tier.chunk * 512 <= 32 << 20
+    assert tier.chunk * 1024 <= 32 << 20
 
 
 def test_a_short_that_loses_everything_ends() -> None:
