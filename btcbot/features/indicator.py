@@ -340,7 +340,7 @@ class Indicator:
         self._running().state = saved
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
-PART: Final = 16_384     # Bars of the first part, which is timed
+PART: Final = 65_536     # Bars of the first part, which is timed
 WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
 
 

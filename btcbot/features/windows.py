@@ -307,11 +307,14 @@ def _highest_nb(seen: F8, size: int, n: int, sign: float, out: F8) -> None:
     for i in range(out.shape[0]):
         top = a[i]
         if n > 2 * size:
-            top = b[i] if (b[i] > top) | (b[i] != b[i]) else top
+            high = top if top > b[i] else b[i]   # one instruction, which keeps a NaN of the second value
+            top = high if top == top else top
         if n > 3 * size:
-            top = c[i] if (c[i] > top) | (c[i] != c[i]) else top
+            high = top if top > c[i] else c[i]
+            top = high if top == top else top
         if n > size:
-            top = seen[i] if (seen[i] > top) | (seen[i] != seen[i]) else top
+            high = top if top > seen[i] else seen[i]
+            top = high if top == top else top
         out[i] = sign * top
 
 
