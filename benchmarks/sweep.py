@@ -1,4 +1,7 @@
-"""Sweeps of moving-average crossovers against vectorbt with its Rust engine, in turns; results are compared before any time is quoted.
+"""Sweeps against vectorbt with its Rust engine, in turns; results are compared before any time is quoted.
+
+Moving-average crossovers on a simple account, equal in every figure; the same under a broker's conditions; with stops, trailing and targets
+on what both can express; compiled strategies and Python functions; ten thousand combinations over three years.
 
 Against vectorbt, seconds are those of the work of one core, so that a busy machine slows neither. `BTCBOT_VECTORBT` names the interpreter
 of an environment that has vectorbt and vectorbt-rust (default: this one). Prints ratios.
@@ -21,7 +24,8 @@ import numpy as np
 
 ROUNDS = 3
 BARS = 525_600
-FEE, CASH = 0.0005, 1e6
+FEE, CASH, UNITS = 0.0005, 1e6, 1.0
+STOP, REACH = 8.0, 240  # Trailing stop, in true ranges averaged over so many bars
 REAL = Path(__file__).parents[2] / "shared" / "data" / "bitfinex_btcusd_1m"
 FIGURES = ("net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor")
 
@@ -48,7 +52,8 @@ class Best:
         from vectorbt.records import dispatch as records
 
         self.generic, self.portfolio, self.records, self.chunk = generic, portfolio, records, chunk
-        self.close, self.open, days = data["close"].reshape(-1, 1), data["open"].reshape(-1, 1), data["days"]
+        self.close, self.open, self.high, self.low = (data[name].reshape(-1, 1) for name in ("close", "open", "high", "low"))
+        self.stop, days = None, data["days"]
         self.ends = np.flatnonzero(np.append(days[1:] != days[:-1], True))
         self.sequences = {k: np.zeros((len(self.close), k), np.int64) for k in range(1, chunk + 1)}
 
@@ -79,7 +84,21 @@ class Best:
             price=self.open,
             fees=np.asarray(FEE),
             close=self.close,
-            use_stops=False,
+            use_stops=self.stop is not None,
+            **(
+                {}
+                if self.stop is None
+                else {
+                    "size": np.asarray(UNITS),
+                    "open": self.open,
+                    "high": self.high,
+                    "low": self.low,
+                    "sl_stop": self.stop,
+                    "sl_trail": np.asarray(True),
+                    "tp_stop": 3 * self.stop,
+                    "stop_entry_price": np.asarray(2),
+                }
+            ),
             max_orders=len(self.close) // 16 * k,
             max_logs=1,
             flex_2d=True,
@@ -130,6 +149,7 @@ def serve(folder: Path) -> None:
             found = usual(data, points)
         else:
             best = best or Best(data, 1)
+            best.stop = data["stop"].reshape(-1, 1) if way == "guarded" else None
             found = np.stack(list(best.averages(map(int, numbers)).values())) if way == "averages" else best.run(points)
         taken = time.process_time() - began
         np.save(folder / "found.npy", found)
@@ -189,7 +209,8 @@ def ours(bars: Any, points: Any, workers: int) -> tuple[float, Any]:
     import pandas as pd
 
     from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
-    from btcbot.backtest.sweep import SimpleAccount, sweep
+    from btcbot.backtest.simple import SimpleAccount
+    from btcbot.backtest.sweep import sweep
 
     fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
     clock = time.process_time if workers == 1 else time.perf_counter
@@ -227,15 +248,21 @@ def check(bars: Any, points: Any, mine: Any, theirs: Any, peer: Peer) -> str:
 
 def against_vectorbt(python: str) -> None:
     """Print ratios on one core."""
+    from btcbot.features.indicators import mean_true_range
+
     with contextlib.suppress(AttributeError, OSError):  # One core for both, where the system lets a process choose
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(python, Path(folder))
         for name, bars in markets().items():
             days = bars.index.as_unit("ms").asi8 // 86_400_000
-            prices = {column: bars[column].to_numpy(np.float64) for column in ("open", "close")}
-            np.savez(Path(folder) / "data.npz", days=days, **prices)
+            prices = {column: bars[column].to_numpy(np.float64) for column in ("open", "high", "low", "close")}
+            stop = STOP * mean_true_range(*(prices[column] for column in ("high", "low", "close")), REACH) / prices["close"]
+            np.savez(
+                Path(folder) / "data.npz", days=days, stop=np.append(np.nan, stop[:-1]), **prices
+            )  # Decided at a bar, filled at the next
             compare(name, bars, peer)
+            guarded(name, bars, peer)
         peer.close()
 
 
@@ -267,20 +294,143 @@ def compare(name: str, bars: Any, peer: Peer) -> None:
     print(f"vectorbt's usual calls, 10 combinations: {each:.0f} ns, {each / quoted:.0f} times ours at 1000 (goal 400)")
 
 
+def timed(strategy: Any, grid: Any, bars: Any, profile: Any) -> tuple[float, Any]:
+    """Return seconds of work with one thread, and the sweep."""
+    from btcbot.backtest.sweep import sweep
+
+    sweep(strategy, grid.iloc[:2], bars.iloc[:20_000], account=profile, workers=1)  # Compiles
+    began = time.process_time()
+    found = sweep(strategy, grid, bars, account=profile, workers=1)
+    return time.process_time() - began, found
+
+
+def plain_profile() -> Any:
+    """Return conditions as near to a fee alone as a broker's can be: no spread, no swap, hardly any margin, much money."""
+    from dataclasses import replace
+
+    from btcbot.market.profile import broker_profile
+
+    base = broker_profile("crypto-24x7")
+    symbol = replace(base.symbol, spread_bps=0.0, slippage_bps=0.0, commission_bps=1e4 * FEE, swap_mode="disabled", volume_max=1e6)
+    return replace(base, symbol=symbol, leverage=500, stop_out=0.0, margin_call=0.0, deposit=CASH)
+
+
+def guarded(name: str, bars: Any, peer: Peer) -> None:
+    """Print the ratio with a trailing stop and a target, and our time under a broker's conditions."""
+    import pandas as pd
+
+    from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
+    from btcbot.market.profile import broker_profile
+
+    fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
+    shape = {"unit": {"mean_true_range": {"n": REACH}}, "stop": STOP, "trailing": STOP, "take_profit": 3 * STOP}
+    rule = RuleStrategy(Crosses(fast, slow), lots=UNITS, **shape)
+    points = pairs(100)
+    grid, work = pd.DataFrame(points, columns=["fast", "slow"]), len(points) * len(bars) / 1e9
+    theirs, found = peer.ask(f"guarded {len(points)}")
+    mine, table = timed(rule, grid, bars, plain_profile())
+    trades = table.table["trades"].to_numpy(), found[:, 1]
+    apart = np.abs(table.table["net return"].to_numpy() - found[:, 0])
+    print(
+        f"{name}, {len(points)} combinations with a trailing stop and a target, one unit: {trades[0].mean():.0f} trades each, vectorbt "
+        f"{trades[1].mean():.0f}; net returns differ by {np.median(apart):.2e} in the median (vectorbt trails inside a bar and spares the "
+        f"bar of the entry): {mine / work:.2f} ns a bar and combination, vectorbt {theirs / work:.1f}: {theirs / mine:.0f} times (goal 15)"
+    )
+    real = broker_profile("crypto-24x7")
+    for what, strategy in (("no stops", RuleStrategy(Crosses(fast, slow), lots=0.01)), ("stops, sized by risk", None)):
+        some = strategy or RuleStrategy(Crosses(fast, slow), side="both", risk=0.0005, **shape)
+        for n in (100, 1000):
+            grid = pd.DataFrame(pairs(n), columns=["fast", "slow"])
+            mine, table = timed(some, grid, bars, real)
+            each, count = mine / n / len(bars) * 1e9, table.table["trades"].mean()
+            print(f"{name}, a broker's conditions, {what}, {n} combinations: {each:.2f} ns a bar and combination, {count:.0f} trades each")
+
+
+def momentum(bars: Any, n: int) -> Any:
+    """Return positions: long while the close is above that of `n` bars ago."""
+    return bars["close"].diff(n).gt(0).astype(int)
+
+
+def plain_momentum(bars: Any, n: int) -> tuple[float, float, float]:
+    """Return what a vectorised script makes of it, net return, daily deviation and drawdown: positions times returns, less a fee."""
+    position = bars["close"].diff(n).gt(0).astype(int).shift(fill_value=0)
+    change = bars["close"].pct_change().fillna(0)
+    curve = (1 + position * change - position.diff().abs().fillna(0) * FEE).cumprod()
+    daily = curve.resample("1D").last().pct_change().dropna()
+    return float(curve.iloc[-1] - 1), float(daily.std()), float((curve / curve.cummax()).min())
+
+
+def other_tiers() -> None:
+    """Print what compiled strategies and Python functions take under a broker's conditions."""
+    import pandas as pd
+
+    from btcbot.market.profile import broker_profile
+    from btcbot.strategies.rules import moving_average_crossover
+
+    bars, profile = market(BARS), broker_profile("crypto-24x7")
+    grid = pd.DataFrame(pairs(100), columns=["fast", "slow"])
+    for what, more in (("stops", {"trailing": float("nan")}), ("stops, targets and trailing", {})):
+
+        def make(fast: int, slow: int, more: dict[str, float] = more) -> Any:
+            return moving_average_crossover(fast=fast, slow=slow, **more)
+
+        mine, table = timed(make, grid, bars, profile)
+        count = table.table["trades"].mean()
+        each = mine / len(grid) / len(bars) * 1e9
+        print(
+            f"compiled strategy with {what}, a broker's conditions: {each:.1f} ns a bar and combination (limit 20), {count:.0f} trades each"
+        )
+    some = pd.DataFrame({"n": np.arange(60, 660, 60)})
+    mine, _ = timed(momentum, some, bars, profile)
+    began = time.process_time()
+    for n in some["n"]:
+        plain_momentum(bars, int(n))
+    theirs = time.process_time() - began
+    print(
+        f"Python function, a broker's conditions: {mine:.2f} s; the plain way with pandas: {theirs:.2f} s, ratio {mine / theirs:.2f} (limit 1)"
+    )
+
+
+def cold() -> None:
+    """Print the time of a fresh process to the first result of ten combinations over a year, with and without compiled code."""
+    with tempfile.TemporaryDirectory() as folder:
+        for what in ("empty cache", "warm"):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, __file__, "--first"], check=True, env=os.environ | {"BTCBOT_CACHE": folder})
+            print(f"first result of a fresh process, {what}: {time.perf_counter() - began:.1f} s, the bars of a year included")
+
+
 def large() -> None:
     """Print the time and memory of ten thousand combinations over three years."""
     bars, points = market(3 * BARS), pairs(10_000)
     ours(bars.iloc[:20_000], pairs(10), 2)
-    taken, _ = ours(bars, points, 2)
+    import pandas as pd
+
+    from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
+    from btcbot.backtest.simple import SimpleAccount
+    from btcbot.backtest.sweep import sweep
+
+    fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
+    grid = pd.DataFrame(points, columns=["fast", "slow"])
+    began = time.perf_counter()
+    found = sweep(RuleStrategy(Crosses(fast, slow)), grid, bars, account=SimpleAccount(FEE), workers=2)
+    swept = time.perf_counter() - began
+    probability, deflated = found.overfitting().probability, found.deflated_sharpe()
+    taken = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     each = taken / len(points) / len(bars) * 1e9
     done = f"{len(points):,} combinations, {len(bars):,} bars, two threads"
-    print(f"{done}: {taken:.1f} s (limit 12), {each:.2f} ns a bar and combination; {memory:.2f} GiB (limit 1)")
+    print(
+        f"{done}: {taken:.1f} s (limit 12), of which PBO ({probability:.2f}) and deflated Sharpe ({deflated:.3f}) {taken - swept:.1f} s; "
+        f"{each:.2f} ns a bar and combination; {memory:.2f} GiB (limit 1)"
+    )
 
 
 def main() -> None:
     """Run all of it."""
-    subprocess.run([sys.executable, __file__, "--large"], check=True)
+    cold()
+    for part in ("--large", "--tiers"):
+        subprocess.run([sys.executable, __file__, part], check=True)
     python = os.environ.get("BTCBOT_VECTORBT", sys.executable)
     probe = "import vectorbt, sys; from vectorbt._engine import is_rust_available as r; sys.exit(0 if r() else 3)"
     answer = subprocess.run([python, "-c", probe], capture_output=True).returncode
@@ -296,5 +446,9 @@ if __name__ == "__main__":
         serve(Path(sys.argv[-1]))
     elif "--large" in sys.argv:
         large()
+    elif "--tiers" in sys.argv:
+        other_tiers()
+    elif "--first" in sys.argv:
+        ours(market(BARS), pairs(10), 2)
     else:
         main()

@@ -63,7 +63,8 @@ def _levels_nb(
     state: F8, intents: I8,
 ) -> tuple[int, int]:
     "SL and TP of a trade in the bar of its exit."
-    first, row = trade[_FIRST], 0
+    first = trade[_FIRST]
+    row = max(np.searchsorted(starts, first, side="right") - 1, 0)
     account[:], positions[:], account[engine.NEXT_ORDER] = 0, 0, 1
     account[engine.ROLLOVERS_DONE] = np.searchsorted(rollovers[:, 0], points[first, BAR_TIME], side="right")
     for i in range(first, trade[_LAST] + 1):
