@@ -386,9 +386,7 @@ def other_tiers() -> None:
     for n in some["n"]:
         plain_momentum(bars, int(n))
     theirs = time.process_time() - began
-    print(
-        f"Python function, a broker's conditions: {mine:.2f} s; with pandas alone {theirs:.2f} s: {mine / theirs:.2f} times (limit 1)"
-    )
+    print(f"Python function, a broker's conditions: {mine:.2f} s; with pandas alone {theirs:.2f} s: {mine / theirs:.2f} times (limit 1)")
 
 
 def cold() -> None:
