@@ -99,6 +99,8 @@ class ArrayStream:
     ) -> F8:        # Shape (n, N_TARGET): the target after each bar
         "Look targets up."
         known = self.strategy.times
+        if np.array_equal(known, times):
+            return self.strategy.targets
         at = np.minimum(np.searchsorted(known, times), len(known) - 1)
         if (missing := times[known[at] != times]).size:
             raise BtcbotError(f"{self.strategy.name} has no target for the bar at {format_utc(int(missing[0]))}: make it of the same bars.")
@@ -156,11 +158,6 @@ def _flags(values: object, bars: pd.DataFrame, what: str) -> NDArray[np.bool_]:
         raise BtcbotError(f"{what} holds {array.dtype}: give True and False, for example {what} > 0.")
     return array.astype(np.bool_)
 
-
-def _distances(value: object, bars: pd.DataFrame, what: str) -> F8:
-    "For each bar."
-    return np.full(len(bars), float(value)) if isinstance(value, int | float) else _column(value, bars, what).astype(np.float64)
-
 # %% ../../nbs/49_strategies.arrays.ipynb #c60c109e
 def entry_signals(
     bars: pd.DataFrame,                  # That the arrays were made from
@@ -188,7 +185,8 @@ def entry_signals(
     targets[:, SIZE_RULE], targets[:, SIZE] = (SIZE_LOTS, sizing.lots) if is_lots else (SIZE_RISK, sizing.risk)
     columns = {"stop": STOP, "take_profit": TAKE_PROFIT, "trailing": TRAILING, "break_even": BREAK_EVEN}
     for what, column in columns.items():
-        targets[has, column] = _distances(getattr(sizing, what), bars, what)[at]
+        distance = getattr(sizing, what)
+        targets[has, column] = distance if isinstance(distance, int | float) else _column(distance, bars, what).astype(np.float64)[at]
     targets[:, TIME_LIMIT] = sizing.hold * timeframe_ms(timeframe)
     shown = {k: float(v) for k, v in asdict(sizing).items() if isinstance(v, int | float) and not np.isnan(v)}
     return TargetArrays(name, times, targets, shown, timeframe)
