@@ -6,15 +6,13 @@ Docs: https://btcbot.github.io/btcbot/engine.bars.html.md"""
 
 # %% auto #0
 __all__ = ['rollover_nb', 'stops_nb', 'is_below_nb', 'stop_out_nb', 'tick_nb', 'is_high_first_nb', 'bar_quote_nb', 'bar_open_nb',
-           'quiet_nb', 'calm_nb', 'bar_rest_nb']
+           'quiet_nb', 'bar_rest_nb']
 
 # %% ../../nbs/12_engine.bars.ipynb #fc81a954
 from ..core.jit import I8, kernel
 from btcbot.engine.account import (
     ASK,
-    BALANCE,
     BID,
-    CREDIT,
     ENTRY_OUT,
     IS_MARGIN_CALL,
     LEVEL,
@@ -40,7 +38,6 @@ from btcbot.engine.account import (
     floating_nb,
     net_volume_nb,
     new_ticket_nb,
-    position_profit_nb,
     set_quote_nb,
     used_margin_nb,
 )
@@ -196,38 +193,6 @@ def quiet_nb(params: I8, account: I8, positions: I8, rollovers: I8, bar: I8, len
     set_quote_nb(params, account, bar[0] + length - 1, bar[4], bar[4] + spread)
     account[IS_MARGIN_CALL] = account[N_POSITIONS] > 0 and is_below_nb(params, equity, margin, MARGIN_CALL)
     return True, lowest
-
-
-@kernel
-def calm_nb(
-    params: I8, account: I8, positions: I8, rollovers: I8, bar: I8, length: int, margin: int,
-) -> tuple[bool, int, int, int]:
-    "Play a bar at which nothing happens to at most one position: True, and equity at the open, the lowest after it, and at the close."
-    spread, equity = spread_nb(params, bar[1], bar[5]), int(account[BALANCE] + account[CREDIT])
-    if account[N_POSITIONS] > 0:
-        position, next_night = positions[0], account[ROLLOVERS_DONE]
-        low, high, sl, tp = min(bar[3], bar[4]), max(bar[2], bar[4]), position[SL], position[TP]
-        is_rolling = next_night < rollovers.shape[0] and rollovers[next_night, 0] < bar[0] + length
-        if account[N_POSITIONS] > 1 or is_rolling or bar[1] < low or bar[1] > high:
-            return False, 0, 0, 0
-        if position[SIDE] > 0:
-            begin, worst, end = bar[1], low, bar[4]
-            is_reached = low <= sl or (tp != 0 and high >= tp)
-        else:
-            begin, worst, end = bar[1] + spread, high + spread, bar[4] + spread
-            is_reached = (sl != 0 and worst >= sl) or low + spread <= tp
-        equity += position[SWAP]
-        lowest = equity + position_profit_nb(params, position, position[POSITION_VOLUME], worst)
-        if is_reached or is_below_nb(params, lowest, margin, STOP_OUT):
-            return False, 0, 0, 0
-        first = equity + position_profit_nb(params, position, position[POSITION_VOLUME], begin)
-        equity += position_profit_nb(params, position, position[POSITION_VOLUME], end)
-        account[IS_MARGIN_CALL] = is_below_nb(params, equity, margin, MARGIN_CALL)
-    else:
-        first = lowest = equity
-        account[IS_MARGIN_CALL] = 0
-    set_quote_nb(params, account, bar[0] + length - 1, bar[4], bar[4] + spread)
-    return True, first, lowest, equity
 
 
 @kernel

@@ -22,6 +22,7 @@ from btcbot.strategies.rules import make_strategy
     [
         make_strategy("ma-crossover", fast=5, slow=20, risk=0.03),
         make_strategy("volatility-breakout", channel=20, atr=20, strength=0.5, risk=0.03, trailing=3.0, break_even=2.0, hold=90),
+        make_strategy("volatility-breakout", channel=20, atr=20, strength=0.5, risk=0.03, trailing=np.nan, break_even=1.0, take_profit=4.0),
     ],
     ids=str,
 )

@@ -127,7 +127,7 @@ def test_blocks_change_nothing(seed: int, size: int) -> None:
     given_ = case(seed)
     whole_run = given_.run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backtester, "_BLOCK", size)
+        patch.setattr(backtester, "_CHUNK", size)
         run = given_.run()
     assert run.deals.equals(whole_run.deals)
     assert run.equity.equals(whole_run.equity)

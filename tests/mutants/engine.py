@@ -45,6 +45,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engine/deals.py": (_LEDGERS, "nbs/11_engine.deals.ipynb", _REFERENCE),
     "engine/bars.py": (_LEDGERS, "nbs/12_engine.bars.ipynb", _SHORT_WAY, _REFERENCE, _ORDERS),
     "engine/risk.py": (_LEDGERS, "nbs/11_engine.risk.ipynb"),
-    "backtest/backtester.py": (_LEDGERS,),
+    "backtest/playback.py": (_LEDGERS, _SHORT_WAY),
     "engine/orders.py": ("nbs/12_engine.orders.ipynb", _ORDERS),
 }
