@@ -23,7 +23,7 @@ import pandas as pd
 
 from .accounts import Function, FunctionTier, RuleTier, StepTier
 from .backtester import Backtester, Result
-from .figures import CUBES, FOURTHS, METRICS, N_FIGURES, PARTS, SQUARES, SUM, figure_columns, part_ends
+from .figures import CUBES, FOURTHS, N_FIGURES, PARTS, SQUARES, SUM, figure_columns, part_ends
 from .ledger import TrialLedger, Tried
 from .overfitting import Overfitting, overfitting_of_parts
 from .playback import Market
@@ -146,7 +146,8 @@ class Asked:
 class Sweep:
     "What a sweep gives."
     asked: Asked
-    table: pd.DataFrame     # A row for each combination: its parameters, then its figures
+    table: pd.DataFrame     # A row for each combination: its parameters, then the figures that were asked for
+    figures: pd.DataFrame   # All figures that the tier knows
     tier: str               # Which tier ran
     days: int               # UTC days that were traded
     moments: F8             # Shape (combinations, 4 + 2 * PARTS): sums of powers of daily returns, then sums and squares of each part
@@ -155,7 +156,7 @@ class Sweep:
     @property
     def names(self) -> list[str]:
         "Parameters."
-        return [str(name) for name in self.table.columns if name not in METRICS]
+        return [str(name) for name in self.table.columns if name not in self.figures]
 
     def best(
         self,
@@ -163,9 +164,12 @@ class Sweep:
         n: int = 5,                     # Rows
     ) -> pd.DataFrame:                  # Best first
         "Return the combinations with the highest figure; of several equal ones, the first."
-        if metric not in self.table:
-            raise BtcbotError(f"{metric!r} is no column of this sweep: {', '.join(map(str, self.table.columns))}.")
-        return self.table.sort_values(metric, ascending=False, kind="stable").head(n)
+        return self.table.loc[self._figure(metric).sort_values(ascending=False, kind="stable").index[:n]]
+
+    def _figure(self, metric: str) -> pd.Series:
+        if metric not in self.figures:
+            raise BtcbotError(f"{metric!r} is no figure of this sweep: {', '.join(map(str, self.figures.columns))}.")
+        return self.figures[metric]
 
     def result(
         self,
@@ -203,7 +207,7 @@ class Sweep:
         trials: int = 0,          # Made before this sweep
     ) -> float:                   # Probability, NaN below two days
         "Return the probability that a combination is better than the best of so many worthless ones would be."
-        daily = self.table["Sharpe ratio"].to_numpy(np.float64) / math.sqrt(DAYS_A_YEAR)
+        daily = self.figures["Sharpe ratio"].to_numpy(np.float64) / math.sqrt(DAYS_A_YEAR)
         at = int(np.argmax(daily)) if row is None else int(np.flatnonzero(self.table.index == row)[0])
         hurdle = expected_maximum_sharpe(len(daily) + trials, float(daily.var(ddof=1)) if len(daily) > 1 else 0.0)
         skewness, kurtosis = self.shapes()
@@ -218,8 +222,8 @@ class Sweep:
         asked, (skewness, kurtosis) = self.asked, self.shapes()
         first, last = (int(time) for time in time_ms(asked.bars.index[[0, -1]]))
         code, data = asked.code_hash(self.table[self.names]), content_hash(asked.bars)
-        points, sharpe = each_point(self.table[self.names]), self.table["Sharpe ratio"].to_numpy(np.float64)
-        net = self.table["net return"].to_numpy(np.float64)
+        points, sharpe = each_point(self.table[self.names]), self.figures["Sharpe ratio"].to_numpy(np.float64)
+        net = self.figures["net return"].to_numpy(np.float64)
         name = asked.account.name if isinstance(asked.account, BrokerProfile) else "simple account"
         limits = asdict(asked.limits or RiskLimits()) if isinstance(asked.account, BrokerProfile) else {}
         timeframe = asked.strategy.timeframe if isinstance(asked.strategy, RuleStrategy) else asked.timeframe
@@ -236,7 +240,7 @@ class Sweep:
     ) -> pd.Series:                     # For each combination: mean of the figure over it and its neighbours in the grid
         "Return how good the surroundings of each combination are: a peak without a plateau is luck."
         columns = [pd.factorize(self.table[name], sort=True)[0] for name in self.names]
-        values = self.table[metric].to_numpy(np.float64)
+        values = self._figure(metric).to_numpy(np.float64)
         places = {key: k for k, key in enumerate(zip(*columns, strict=True))}
         steps = list(np.ndindex(*(3,) * len(columns)))
         out = np.empty(len(values))
@@ -259,14 +263,15 @@ class Sweep:
             raise BtcbotError(f"A map needs two parameters; this sweep has {', '.join(self.names)}: plot table[{metric!r}].")
         x, y = x or self.names[0], y or self.names[1]
         ax = ax or plt.subplots(layout="constrained")[1]
-        plane = self.table.pivot_table(index=y, columns=x, values=metric, aggfunc="max")
+        found = pd.concat([self.table[self.names], self._figure(metric)], axis=1)
+        plane = found.pivot_table(index=y, columns=x, values=metric, aggfunc="max")
         most = float(np.nanquantile(np.abs(plane.to_numpy()), 0.98)) or 1.0
         image = ax.pcolormesh(range(len(plane.columns)), range(len(plane.index)), plane, cmap="RdBu", vmin=-most, vmax=most)
         ax.figure.colorbar(image, ax=ax, label=metric)
         for axis, values in ((ax.xaxis, plane.columns), (ax.yaxis, plane.index)):
             places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 8)).astype(int))
             axis.set_ticks(places, [f"{values[place]:g}" for place in places])
-        for column, marker in ((self.table[metric], "o"), (self.plateau(metric), ".")):
+        for column, marker in ((self._figure(metric), "o"), (self.plateau(metric), ".")):
             best = self.table.iloc[int(np.nanargmax(column))]
             ax.plot(np.flatnonzero(plane.columns == best[x]), np.flatnonzero(plane.index == best[y]), marker, mfc="none", mec="black", ms=9)
         ax.set(xlabel=x, ylabel=y, title=f"{self.asked.name}: {len(self.table):,} combinations")
@@ -324,7 +329,8 @@ def sweep(
     missing, points = len(points) - len(figures), points.iloc[: len(figures)]
     table = pd.DataFrame(figure_columns(figures, tier.deposit, tier.days, tier.n), index=points.index)
     moments = np.hstack([figures[:, [SUM, SQUARES, CUBES, FOURTHS]], figures[:, N_FIGURES:]])
-    done = Sweep(asked, pd.concat([points, table[chosen]], axis=1), tier.name, tier.days, moments, missing)
+    table = table[list(tier.metrics)]
+    done = Sweep(asked, pd.concat([points, table[chosen]], axis=1), table, tier.name, tier.days, moments, missing)
     if ledger is not None:
         done.record(ledger)
     return done
