@@ -216,7 +216,7 @@ class Session:
         with CertificateFile(self.folder / "certificates.sqlite") as certificates:
             trader = Trader(
                 self.terminal, self.strategy, self.profile, self.clock, self.journal, timeframe, metrics=self.metrics,
-                on_bars=lambda rates: self.ingestor.append(symbol, timeframe, rates), deployment=self.folder.name,
+                on_bars=lambda rates: self.ingestor.append(symbol, timeframe, rates),
                 certificates=certificates,
             )
         trader.warm_up(self.store.read(**self.key, start=self.warm_from))

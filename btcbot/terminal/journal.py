@@ -170,6 +170,7 @@ _STEPS: Final = (
         _INDEX,
         "CREATE INDEX orders_by_time ON orders (updated_ms)",
     ),
+    ("CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",),
 )
 _SELECT: Final = (
     "SELECT key, body, state, result, created_ms, updated_ms, attempts, context, baseline, sent_ms, epoch, is_adopted FROM orders "
@@ -295,6 +296,33 @@ class OrderJournal:
         with self._lock:
             counts = dict(self._connection.execute("SELECT state, count(*) FROM orders GROUP BY state"))
         return {state: counts.get(state, 0) for state in STATES}
+
+    def fact(
+        self,
+        name: str,      # Of a fact about this journal's owner, such as "deployment"
+    ) -> str | None:    # None where nothing was written down
+        "Return what was written down under a name."
+        with self._lock:
+            found = self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def keep(
+        self,
+        name: str,      # Of the fact
+        value: str,     # What holds from now on, if nothing was written down before
+    ) -> str:           # What holds: the first value that was kept
+        "Write a fact down once and for all, or until it is forgotten."
+        with self._lock:
+            self._connection.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
+            return str(self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
+
+    def forget(
+        self,
+        name: str,   # Of a fact
+    ) -> None:
+        "Take a fact back."
+        with self._lock:
+            self._connection.execute("DELETE FROM facts WHERE name = ?", (name,))
 
     def close(self) -> None:
         "Close the file."

@@ -23,7 +23,7 @@ from ..core.metrics import Metrics
 from ..core.progress import progress
 from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
-from ..engine.risk import RiskLimits, RiskManager, TARGET_ID, no_position
+from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_position
 from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, timeframe_ms
 from ..market.clock import ServerClock, format_utc, to_server, to_utc
 from ..market.profile import BrokerProfile
@@ -113,7 +113,7 @@ class Trader:
         metrics: Metrics | None = None,        # Where it counts (default: its own)
         on_bars: Callable[[Rows], object] | None = None,  # Gets the closed bars as received, for example to store them
         strategy_id: int = 1,
-        deployment: str = "default",
+        deployment: str = "",                  # Id of this deployment (default: the journal's own)
         certificates: CertificateFile | None = None,      # Where its permission is found (default: in the home folder)
     ):
         self.certificate = _permission(strategy, certificates)
@@ -125,6 +125,7 @@ class Trader:
         self.execution = OrderExecution(terminal, journal, profile.symbol, strategy_id, deployment)
         self.record = LiveRecord()
         self._last_time, self._has_started = -1, False
+        self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
         self._refused = self.risk.refusals
         self._unit = 10.0**profile.symbol.digits
         name, number = profile.symbol.name, TIMEFRAMES[timeframe]
@@ -155,6 +156,8 @@ class Trader:
     ) -> int:                       # Orders sent
         "Handle the first tick of a bar."
         began = time.perf_counter()
+        if self._waiting:
+            answers = self._exit_again(answers)
         if any(answer is None for answer in answers):
             code, text = self.terminal.last_error()
             missing = ", ".join(call[0] for call, answer in zip(self.calls, answers, strict=True) if answer is None)
@@ -201,14 +204,31 @@ class Trader:
             self.record.decided_ms.append((done - began) * 1000)
         return len(intents)
 
-    def _send(self, intent: I8, bar_time: int, tick: Tick) -> None:
+    def _send(self, intent: I8, bar_time: int, tick: Tick, attempt: int = 1) -> None:
         self.record.requests += 1
         try:
-            fill = self.execution.send_order(intent, bar_time, tick)
+            fill = self.execution.send_order(intent, bar_time, tick, attempt)
         except BtcbotError:
             self._count("unknown")
             raise
         self._count(fill.outcome)
+        if fill.action == "wait" and intent[KIND] == CLOSE:
+            intent[INTENT_VOLUME] -= fill.volume
+            self._waiting[int(intent[INTENT_TICKET])] = intent, bar_time, fill.attempt
+
+    def _exit_again(self, answers: Sequence[object]) -> Sequence[object]:
+        "Send the exits that wait, where their positions are still there, and look at the terminal once more."
+        waiting, self._waiting = self._waiting, {}
+        tick, positions = cast(Tick | None, answers[1]), cast(tuple[TradePosition, ...] | None, answers[3])
+        if tick is None or positions is None:
+            self._waiting = waiting
+            return answers
+        for position in positions:
+            if position.ticket in waiting:
+                intent, bar_time, attempt = waiting[position.ticket]
+                self._send(intent, bar_time, tick, attempt + 1)
+        self.record.requests += 1
+        return self.terminal.batch(self.calls)
 
     def _count(self, outcome: str) -> None:
         self.metrics.orders[outcome].inc()
