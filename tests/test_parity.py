@@ -46,6 +46,7 @@ def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: st
         is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), 60_000)
         trader.warm_up(bars[is_open & (bars.index < pd.Timestamp(start, tz="UTC"))])
         record = trader.run()
+        assert trader.reconcile() == []
         counts = journal.count_by_outcome()
     live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)
     result = Backtester(profile).run(strategy, bars, trade_from=start)

@@ -119,6 +119,13 @@ class OrderExecution:
         "Why no entry is let through, until `lift`; empty where they are. It survives a restart."
         return self.journal.fact("halted") or ""
 
+    def halt(
+        self,
+        why: str,   # For the person who looks
+    ) -> None:
+        "Let no entry through from now on; exits and stops go on. The first reason stays."
+        self.journal.keep("halted", why)
+
     def lift(self) -> None:
         "Let entries through again, after a person has looked."
         self.journal.forget("halted")
@@ -187,7 +194,7 @@ class OrderExecution:
             if not is_partial or (kind == OPEN_POSITION and self._is_hedging):
                 break
         if fill.action == "halt":
-            self.journal.keep("halted", f"order {marker(fill.key)} was answered with {fill.retcode}: {fill.why}")
+            self.halt(f"order {marker(fill.key)} was answered with {fill.retcode}: {fill.why}")
         return replace(fill, volume=filled)
 
     def _attempts(self, intent: I8, bar_time: int, leg: str, tick: Tick | None, first: int) -> Fill:

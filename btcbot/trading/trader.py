@@ -8,6 +8,7 @@ Docs: https://btcbot.github.io/btcbot/trading.trader.html.md"""
 __all__ = ['LockStepTerminal', 'rates_block', 'deals_frame', 'LiveRecord', 'Trader']
 
 # %% ../../nbs/71_trading.trader.ipynb #2df83042
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,15 +30,18 @@ from ..market.clock import ServerClock, format_utc, to_server, to_utc
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
 from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick, TradeDeal, TradePosition
+from ..terminal.evidence import look_calls, look_from
 from ..terminal.journal import OrderJournal, strategy_of
-from ..terminal.wire import Call, LockStep
+from ..terminal.wire import Answer, Call, LockStep
 from .execution import OrderExecution
+from .reconciliation import POLICIES, Difference, Policy, reconcile
 
 # %% ../../nbs/71_trading.trader.ipynb #48ad640c
 class LockStepTerminal(Terminal, LockStep, Protocol):
     "MT5's functions, several of them at one moment, and a clock that waits."
 
 # %% ../../nbs/71_trading.trader.ipynb #ab4d349b
+_log = logging.getLogger(__name__)
 _DAY: Final = 86_400_000
 
 
@@ -115,7 +119,13 @@ class Trader:
         strategy_id: int = 1,
         deployment: str = "",                  # Id of this deployment (default: the journal's own)
         certificates: CertificateFile | None = None,      # Where its permission is found (default: in the home folder)
+        foreign: Policy = "alarm",                        # About positions of the symbol that somebody else opened
+        reconcile_every: int = 1440,                      # Bars from one reconciliation to the next
     ):
+        if foreign not in POLICIES:
+            raise BtcbotError(f"foreign={foreign!r} is none of {', '.join(POLICIES)}.")
+        self.foreign, self.reconcile_every = foreign, reconcile_every
+        self.differences: list[Difference] = []   # From the last reconciliation
         self.certificate = _permission(strategy, certificates)
         self.terminal, self.profile, self.clock, self.timeframe = terminal, profile, clock, timeframe
         self.metrics, self.on_bars, self.strategy_id = metrics or Metrics(), on_bars, strategy_id
@@ -144,6 +154,7 @@ class Trader:
         left = self.execution.settle_open()
         if left:
             raise BtcbotError(f"Orders {', '.join(left)} of an earlier run have no known outcome: settle them before trading on.")
+        self.reconcile()
         for start in range(0, len(bars), 65_536):
             self.stream.update(bar_block(bars.iloc[start : start + 65_536]))
         self.execution.data_hash = content_hash(bars)  # each order carries it
@@ -176,6 +187,8 @@ class Trader:
         if not len(block):
             return 0
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
+        if self.record.bars // self.reconcile_every < (self.record.bars + len(block)) // self.reconcile_every:
+            self.reconcile()
         now = self._utc(tick.time_msc)
         self.record.equity.append((now, account.equity))
         self.record.bars += len(block)
@@ -203,6 +216,29 @@ class Trader:
             metrics.stages["order"].observe((done := time.perf_counter()) - sent)
             self.record.decided_ms.append((done - began) * 1000)
         return len(intents)
+
+    def reconcile(self) -> list[Difference]:   # Also in `differences`; empty where all agrees
+        "Compare the journal with the broker's records; where an invariant doesn't hold, no entry follows until a person has looked."
+        journal, symbol = self.execution.journal, self.profile.symbol
+        seen = look_from([Answer(value, (1, "Success")) for value in self.terminal.batch(look_calls(symbol.name))])
+        self.record.requests += 1
+        adopted = [position.ticket for position in seen.positions or () if self._is_adopted(position.ticket)]
+        since_ms = int(journal.keep("since", str(seen.server_ms)))
+        found = reconcile(seen, journal.recent(0), symbol.name, symbol.point, [self.strategy_id], adopted, since_ms)
+        for difference in found:
+            if difference.kind == "foreign" and self.foreign == "adopt":
+                journal.keep(f"adopted {difference.ticket}", difference.text)
+            elif difference.kind != "foreign" or self.foreign == "alarm":
+                _log.warning("%s %d: %s", difference.kind, difference.ticket, difference.text)
+            if difference.is_broken:
+                self.execution.halt(f"reconciliation: {difference.kind} {difference.ticket}: {difference.text}")
+        for kind, gauge in self.metrics.differences.items():
+            gauge.set(sum(difference.kind == kind for difference in found))
+        self.differences = found
+        return found
+
+    def _is_adopted(self, ticket: int) -> bool:
+        return self.foreign == "adopt" and self.execution.journal.fact(f"adopted {ticket}") is not None
 
     def _send(self, intent: I8, bar_time: int, tick: Tick, attempt: int = 1) -> None:
         self.record.requests += 1
@@ -263,7 +299,7 @@ class Trader:
     def _position(self, positions: Sequence[TradePosition]) -> I8:
         row, step = no_position(), self.profile.symbol.volume_step
         for p in positions:
-            if strategy_of(p.magic) == self.strategy_id:
+            if strategy_of(p.magic) == self.strategy_id or self._is_adopted(p.ticket):
                 row[[engine.TICKET, engine.SIDE]] = p.ticket, 1 if p.type == C.POSITION_TYPE_BUY else -1
                 row[[engine.POSITION_VOLUME, engine.PRICE_OPEN]] = round(p.volume / step), self._points(p.price_open)
                 row[[engine.SL, engine.TP]] = self._points(p.sl), self._points(p.tp)
