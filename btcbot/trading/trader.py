@@ -34,7 +34,7 @@ from ..terminal.evidence import look_calls, look_from
 from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
 from .execution import OrderExecution
-from .reconciliation import POLICIES, Difference, Policy, reconcile
+from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
 
 # %% ../../nbs/71_trading.trader.ipynb #48ad640c
 class LockStepTerminal(Terminal, LockStep, Protocol):
@@ -125,7 +125,7 @@ class Trader:
         if foreign not in POLICIES:
             raise BtcbotError(f"foreign={foreign!r} is none of {', '.join(POLICIES)}.")
         self.foreign, self.reconcile_every = foreign, reconcile_every
-        self.differences: list[Difference] = []   # From the last reconciliation
+        self.differences, self._suspicions = list[Difference](), Suspicions()   # From the last reconciliation
         self.certificate = _permission(strategy, certificates)
         self.terminal, self.profile, self.clock, self.timeframe = terminal, profile, clock, timeframe
         self.metrics, self.on_bars, self.strategy_id = metrics or Metrics(), on_bars, strategy_id
@@ -187,7 +187,7 @@ class Trader:
         if not len(block):
             return 0
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
-        if self.record.bars // self.reconcile_every < (self.record.bars + len(block)) // self.reconcile_every:
+        if self._suspicions or self.record.bars // self.reconcile_every < (self.record.bars + len(block)) // self.reconcile_every:
             self.reconcile()
         now = self._utc(tick.time_msc)
         self.record.equity.append((now, account.equity))
@@ -218,7 +218,7 @@ class Trader:
         return len(intents)
 
     def reconcile(self) -> list[Difference]:   # Also in `differences`; empty where all agrees
-        "Compare the journal with the broker's records; where an invariant doesn't hold, no entry follows until a person has looked."
+        "Compare the journal with the broker's records; where an invariant is broken for long, no entry follows until a person has looked."
         journal, symbol = self.execution.journal, self.profile.symbol
         seen = look_from([Answer(value, (1, "Success")) for value in self.terminal.batch(look_calls(symbol.name))])
         self.record.requests += 1
@@ -228,10 +228,10 @@ class Trader:
         for difference in found:
             if difference.kind == "foreign" and self.foreign == "adopt":
                 journal.keep(f"adopted {difference.ticket}", difference.text)
-            elif difference.kind != "foreign" or self.foreign == "alarm":
+            elif difference not in self.differences and (difference.kind != "foreign" or self.foreign == "alarm"):
                 _log.warning("%s %d: %s", difference.kind, difference.ticket, difference.text)
-            if difference.is_broken:
-                self.execution.halt(f"reconciliation: {difference.kind} {difference.ticket}: {difference.text}")
+        for difference in self._suspicions.confirm(found, seen.server_ms):
+            self.execution.halt(f"reconciliation: {difference.kind} {difference.ticket}: {difference.text}")
         for kind, gauge in self.metrics.differences.items():
             gauge.set(sum(difference.kind == kind for difference in found))
         self.differences = found
