@@ -42,11 +42,11 @@ def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: st
         with CertificateFile(folder / "certificates.sqlite") as certificates:
             if certificates.find(strategy.code_hash) is None:
                 certificates.save(certify(strategy, bars))
-            trader = Trader(twin, strategy, profile, twin.clock, journal, certificates=certificates, reconcile_every=97)
+            trader = Trader(twin, strategy, profile, twin.clock, journal, certificates=certificates, reconcile_every=499)
         is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), 60_000)
         trader.warm_up(bars[is_open & (bars.index < pd.Timestamp(start, tz="UTC"))])
         record = trader.run()
-        assert trader.execution.halted == ""  # reconciled every 97 bars: nothing was broken for long, whatever the broker's records lag
+        assert trader.execution.halted == ""  # reconciled every 499 bars: nothing was broken for long, whatever the broker's records lag
         counts = journal.count_by_outcome()
     live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)
     result = Backtester(profile).run(strategy, bars, trade_from=start)
