@@ -45,6 +45,8 @@ class Metrics:
         text = "What didn't agree with the broker at the last reconciliation, by kind."
         kinds = Gauge("btcbot_reconciliation_differences", text, ["kind"], registry=own)
         self.differences: dict[str, Gauge] = {kind: kinds.labels(kind) for kind in DIFFERENCES}
+        text = "Time since a flatten was asked for while positions remain; 0 when flat."
+        self.flattening = Gauge("btcbot_flatten_seconds", text, registry=own)
         self.data_gaps = Counter("btcbot_data_gaps_total", "Holes found in the bars received.", registry=own)
         self.equity = Gauge("btcbot_equity_usd", "Account equity in US dollars.", registry=own)
         self.balance = Gauge("btcbot_balance_usd", "Account balance in US dollars.", registry=own)

@@ -10,7 +10,7 @@ __all__ = ['MAX_DEVIATION', 'MAX_ATTEMPTS', 'LEGS', 'SendOutcome', 'KeyedTermina
 
 # %% ../../nbs/70_trading.execution.ipynb #a13aae3b
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Final, Protocol, cast, runtime_checkable
@@ -108,6 +108,7 @@ class OrderExecution:
             raise BtcbotError(
                 f"{symbol.name}: the terminal says digits, volume step, contract size {theirs}, the profile {ours}: correct the profile."
             )
+        self.stopped: Callable[[], str] = lambda: ""  # Why entries are stopped at this moment, empty where they aren't; asked before each
         self.data_hash = ""  # `content_hash` of the data that orders are decided on; the journal keeps it with each order
         self._where = (account.server, account.login, account.trade_mode)
         self._is_hedging = account.margin_mode == C.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING
@@ -183,7 +184,7 @@ class OrderExecution:
     ) -> Fill:                      # Settled: done or not done
         "Carry an intent out, in as many orders as it takes; raise `OrderUnknown` if the fate of one isn't known."
         kind, asked, filled = int(intent[KIND]), int(intent[INTENT_VOLUME]), 0
-        if kind == OPEN_POSITION and (why := self.halted):
+        if kind == OPEN_POSITION and (why := self.halted or self.stopped() or self._unsettled(bar_time, attempt)):
             return Fill("", "not_done", 0, 0, 0, attempt, "halt", why, False)
         for part in count():
             rest = intent.copy()
@@ -196,6 +197,12 @@ class OrderExecution:
         if fill.action == "halt":
             self.halt(f"order {marker(fill.key)} was answered with {fill.retcode}: {fill.why}")
         return replace(fill, volume=filled)
+
+    def _unsettled(self, bar_time: int, attempt: int) -> str:
+        "Why the journal lets no entry through: an order whose fate isn't known, other than this one."
+        own = self.key(bar_time, LEGS[OPEN_POSITION], 0, attempt)
+        left = [marker(entry.key) for entry in self.journal.open_entries() if entry.key != own]
+        return f"the orders {', '.join(left)} have no known outcome" if left else ""
 
     def _attempts(self, intent: I8, bar_time: int, leg: str, tick: Tick | None, first: int) -> Fill:
         "Send an order until it is settled in a way that no further attempt at this tick would change."
@@ -272,10 +279,14 @@ class OrderExecution:
         return "done", {"order": own[0].order, "volume": round(sum(deal.volume for deal in own), 8)}
 
     def settle_open(self) -> list[str]:  # Marks of the orders that stay unknown
-        "Settle what an earlier run left open, from what the terminal shows."
+        "Settle what was left open, by asking again under the same key, or from what the terminal shows."
         left = []
         for entry in self.journal.open_entries():
-            found, said = self.look_up(entry)
+            if isinstance(self.terminal, KeyedTerminal):
+                sent = self.terminal.send(cast(Request, entry.body), entry.key, is_again=True)
+                found, said = sent.outcome, told(sent.result)
+            else:
+                found, said = self.look_up(entry)
             self.journal.settle(entry.key, found, said)
             if found == "unknown":
                 left.append(marker(entry.key))

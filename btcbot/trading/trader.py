@@ -237,6 +237,13 @@ class Trader:
         self.differences = found
         return found
 
+    def is_own(
+        self,
+        position: TradePosition,   # Of the symbol
+    ) -> bool:
+        "True for what this trader opened or adopted."
+        return strategy_of(position.magic) == self.strategy_id or self._is_adopted(position.ticket)
+
     def _is_adopted(self, ticket: int) -> bool:
         return self.foreign == "adopt" and self.execution.journal.fact(f"adopted {ticket}") is not None
 
@@ -299,7 +306,7 @@ class Trader:
     def _position(self, positions: Sequence[TradePosition]) -> I8:
         row, step = no_position(), self.profile.symbol.volume_step
         for p in positions:
-            if strategy_of(p.magic) == self.strategy_id or self._is_adopted(p.ticket):
+            if self.is_own(p):
                 row[[engine.TICKET, engine.SIDE]] = p.ticket, 1 if p.type == C.POSITION_TYPE_BUY else -1
                 row[[engine.POSITION_VOLUME, engine.PRICE_OPEN]] = round(p.volume / step), self._points(p.price_open)
                 row[[engine.SL, engine.TP]] = self._points(p.sl), self._points(p.tp)
