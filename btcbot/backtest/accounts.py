@@ -228,13 +228,13 @@ class Accounts:
         first: int = 0,                # Bar at which trading begins
     ):
         risk, deposit = RiskManager(market.profile, limits, market.length), round(market.profile.deposit * 100)
-        days = market.times[[first, -1]] // _DAY
-        self.first, self.deposit, self.days = first, deposit, int(days[1] - days[0]) + 1
-        self.parts = part_ends(int(days[0]), int(days[1]))
+        days = [time // _DAY for time in market.ends(first)]
+        self.first, self.deposit, self.days = first, deposit, days[1] - days[0] + 1
+        self.parts = part_ends(*days)
         self.fixed = (risk.params, risk.vector, market.rollovers, self.parts, market.length)
         account, positions = new_account(deposit, _POSITIONS)
         self.accounts, self.positions = np.tile(account, (count, 1)), np.zeros((count, *positions.shape), np.int64)
-        self.states, self.figures = np.tile(risk.new_state(), (count, 1)), new_figures(count, deposit, int(days[0]))
+        self.states, self.figures = np.tile(risk.new_state(), (count, 1)), new_figures(count, deposit, days[0])
         self.last = np.full((count, N_TARGET), np.nan)
         self.last[:, TARGET_SIDE] = 0
         self.log = new_deals(512)
@@ -299,13 +299,13 @@ class AccountTier:
     @property
     def n(self) -> int:
         "Bars that are traded."
-        return len(self.market.times) - self.first
+        return self.market.n - self.first
 
     @property
     def days(self) -> int:
         "UTC days that they touch."
-        days = self.market.times[[self.first, -1]] // _DAY
-        return int(days[1] - days[0]) + 1
+        first, last = self.market.ends(self.first)
+        return last // _DAY - first // _DAY + 1
 
     def cut(
         self,

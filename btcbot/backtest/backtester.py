@@ -23,6 +23,7 @@ from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
 from .playback import Market, changes, run_nb
 from .statistics import buy_and_hold, drawdown, key_figures
+from .within import Coverage, bar_pieces, run_pieces_nb
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.progress import progress
@@ -119,7 +120,8 @@ class Result:
     modelled_spread: float          # Share of deals whose spread came from the cost model, not from the data
     data_hash: str                  # `content_hash` of the bars, as `btcbot data verify` takes it
     bars: pd.DataFrame              # That were traded on
-    bounds: pd.DataFrame            # From `trade_bounds`
+    bounds: pd.DataFrame            # From `trade_bounds`, and the timeframe that decided each exit, or "ticks"
+    finer: Coverage | None = None   # How far finer data reached, where there were any
 
     @property
     def caution(self) -> str:
@@ -128,7 +130,7 @@ class Result:
 
     @property
     def trades(self) -> pd.DataFrame:
-        "Closed trades, each with its worst and best net profit, whether it is ambiguous, and its excursions."
+        "Closed trades, each with its worst and best net profit, whether it is ambiguous, its excursions, and what decided its exit."
         trades = trade_frame(self.deals).join(self.bounds, on="position")
         return trades.assign(worst=(trades["net"] + trades["worst"]).round(2), best=(trades["net"] + trades["best"]).round(2))
 
@@ -225,6 +227,7 @@ class Result:
         rows = {name: f"{f[name]:+.2%}" for name in ("net return", "gross return", "buy and hold", "maximum drawdown")}
         rows |= {name: f"{f[name]:.2f}" for name in ("Sharpe ratio", "Sortino ratio", "profit factor", "turnover")}
         rows |= {"trades": f"{f['trades']:.0f}, {self.ambiguous} of them ambiguous", "win rate": f"{f['win rate']:.1%}"}
+        rows |= {"played": str(self.finer)} if self.finer else {}
         rows |= {f"scenario: {name}": f"{value:+,.2f}" for name, value in all_.items()}
         rows |= {f"cost: {name}": f"{value:,.2f}" for name, value in self.costs.items()}
         table = pd.DataFrame({str(self.strategy): rows}).to_html()
@@ -249,6 +252,8 @@ class Backtester:
         timeframe: str = "M1",                # Of `bars`
         trade_from: int | str | None = None,  # First moment of trading, UTC; older bars only warm the strategy up (default: all trade)
         sizing: Sizing | None = None,         # Of targets that don't say it (default: the smallest volume, without stops)
+        finer: pd.DataFrame | None = None,    # Finer bars or ticks of the same market: they decide what happens inside `bars`
+        tolerance: int = 0,                   # Points by which they may differ from `bars`
     ) -> Result:                              # Deals, equity, key figures
         "Run `strategy` over `bars` from a fresh account."
         market = Market(bars, self.profile, timeframe)
@@ -265,6 +270,7 @@ class Backtester:
         cents = np.empty((2, _CHUNK + 1), np.int64)
         intents, modelled = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 0
         points, decided = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
+        pieces = None if finer is None else bar_pieces(market, finer, tolerance)
         with ThreadPoolExecutor(1) as pool, progress(len(times), "backtest") as bar:
             data_hash = pool.submit(content_hash, market.received)
             for chunk in market.chunks(_CHUNK):
@@ -276,10 +282,9 @@ class Backtester:
                 points[a : a + n] = chunk.points[1:]
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
-                    at = run_nb(
-                        risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points, chunk.rows,
-                        chunk.days, market.length, first - a + 1, since, wanted, at, n + 1, intents, figures, parts, *cents,
-                    )
+                    before = (risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points)
+                    after = (chunk.days, market.length, first - a + 1, since, wanted, at, n + 1, intents, figures, parts, *cents)
+                    at = run_nb(*before, chunk.rows, *after) if pieces is None else run_pieces_nb(*before, *pieces.on(chunk), *after)
                     deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
                     logs.append(deals)
                     own = chunk.points[np.searchsorted(chunk.points[1:, BAR_TIME], deals[:, engine.DEAL_TIME], side="right"), BAR_SPREAD]
@@ -290,12 +295,21 @@ class Backtester:
                     np.divide(cents[1, begin : n + 1], 100, out=low[at : a + n - first])
                 bar.update(n)
         deals = np.vstack(logs)
+        inside = None if pieces is None else (pieces.params, pieces.rows, pieces.starts)
+        bounds = trade_bounds(
+            deals, np.concatenate([starts for starts, _ in decided]), np.vstack([rows for _, rows in decided]), points, market.rollovers,
+            market.length, self.profile, self.spread_allowance, inside,
+        )
+        if pieces is not None:
+            modelled = int(pieces.is_modelled[pieces.at(deals[:, engine.DEAL_TIME])].sum())
+            closed = deals[deals[:, engine.ENTRY] == engine.ENTRY_OUT, engine.DEAL_TIME]
+            is_own = pieces.is_own[np.searchsorted(times, closed, side="right") - 1]
         return Result(
             strategy, self.profile, timeframe, deal_frame(deals, self.profile),
             pd.Series(equity, index=market.bars.index[first:], name="equity"), low, float(figures[HELD]) / len(equity),
             risk.refusals, self.limits,
             pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
             modelled / len(deals) if len(deals) else 0.0, data_hash.result(), market.bars.iloc[first:],
-            trade_bounds(deals, np.concatenate([starts for starts, _ in decided]), np.vstack([rows for _, rows in decided]), points,
-                         market.rollovers, market.length, self.profile, self.spread_allowance),
+            bounds.assign(decided_on=timeframe if pieces is None else np.where(is_own, timeframe, pieces.name)),
+            None if pieces is None else pieces.coverage(first),
         )

@@ -51,27 +51,28 @@ from ..market.profile import BrokerProfile
 
 # %% ../../nbs/50_backtest.bounds.ipynb #cc64b519
 BOUND_COLUMNS: Final = ("worst", "best", "is_ambiguous", "mae", "mfe")
-# Columns of a closed trade as the kernels read it; BALANCE is that before the exit, both bars are rows of the point bars.
+# Columns of a closed trade as the kernels read it; BALANCE is that before the exit, FIRST and LAST are pieces, LENGTH is that of the last.
 (
-    _SIDE, _VOLUME, _PRICE_OPEN, _PRICE, _REASON, _SL, _TP, _FIRST, _LAST, _IS_INSIDE, _BALANCE, _SWAP, _N_TRADE,
-) = range(13)
+    _SIDE, _VOLUME, _PRICE_OPEN, _PRICE, _REASON, _SL, _TP, _FIRST, _LAST, _IS_INSIDE, _BALANCE, _SWAP, _FIRST_BAR, _LAST_BAR, _LENGTH,
+    _N_TRADE,
+) = range(16)
 
 
 @kernel
 def _levels_nb(
-    params: I8, limits: F8, points: I8, length: int, rollovers: I8, starts: I8, targets: F8, trade: I8, account: I8, positions: I8,
-    state: F8, intents: I8,
+    params: I8, limits: F8, points: I8, known: I8, opens: I8, length: int, rollovers: I8, starts: I8, targets: F8, trade: I8, account: I8,
+    positions: I8, state: F8, intents: I8,
 ) -> tuple[int, int]:
     "SL and TP of a trade in the bar of its exit."
-    first = trade[_FIRST]
+    first = trade[_FIRST_BAR]
     row = max(np.searchsorted(starts, first, side="right") - 1, 0)
     account[:], positions[:], account[engine.NEXT_ORDER] = 0, 0, 1
-    account[engine.ROLLOVERS_DONE] = np.searchsorted(rollovers[:, 0], points[first, BAR_TIME], side="right")
-    for i in range(first, trade[_LAST] + 1):
+    account[engine.ROLLOVERS_DONE] = np.searchsorted(rollovers[:, 0], opens[first, BAR_TIME], side="right")
+    for i in range(first, trade[_LAST_BAR] + 1):
         while row + 1 < starts.shape[0] and starts[row + 1] <= i:
             row += 1
-        bar = points[i]
-        bid, ask = bar[BAR_OPEN], bar[BAR_OPEN] + spread_nb(params, bar[BAR_OPEN], bar[BAR_SPREAD])
+        bar = opens[i]
+        bid, ask = bar[BAR_OPEN], bar[BAR_OPEN] + spread_nb(known, bar[BAR_OPEN], bar[BAR_SPREAD])
         engine.set_quote_nb(params, account, bar[BAR_TIME], bid, ask)
         rollover_nb(params, account, positions, rollovers, bar[BAR_TIME])
         n = decide_nb(
@@ -119,12 +120,12 @@ def _exits_nb(params: I8, trade: I8, bar: I8, allowance: float) -> tuple[int, in
 
 
 @kernel
-def _nights_nb(params: I8, trade: I8, bar: I8, length: int, rollovers: I8) -> int:
+def _nights_nb(params: I8, trade: I8, bar: I8, rollovers: I8) -> int:
     "The most that midnights inside `bar` can change the swap, in cents."
     side, slack = trade[_SIDE], 0
     _, _, against, towards = _quotes_nb(params, bar, side)
     for k in range(np.searchsorted(rollovers[:, 0], bar[BAR_TIME], side="right"), rollovers.shape[0]):
-        if rollovers[k, 0] >= bar[BAR_TIME] + length:
+        if rollovers[k, 0] >= bar[BAR_TIME] + trade[_LENGTH]:
             break
         unit = trade[_VOLUME] * (params[SWAP_LONG_NUM] if side > 0 else params[SWAP_SHORT_NUM]) * rollovers[k, 1]
         if params[SWAP_KIND] == SWAP_OF_PRICE:
@@ -136,14 +137,14 @@ def _nights_nb(params: I8, trade: I8, bar: I8, length: int, rollovers: I8) -> in
 
 
 @kernel
-def _bounds_nb(params: I8, points: I8, length: int, rollovers: I8, trades: I8, allowance: float, out: I8) -> None:
+def _bounds_nb(params: I8, pieces: I8, rollovers: I8, trades: I8, allowance: float, out: I8) -> None:
     "Write how worst and best differ from the result, MAE and MFE of each row of `trades`, in cents."
     for i in range(trades.shape[0]):
         trade = trades[i]
         side, volume, entry, price = trade[_SIDE], trade[_VOLUME], trade[_PRICE_OPEN], trade[_PRICE]
         low = high = side * price
         for k in range(trade[_FIRST], trade[_LAST] + 1):
-            _, begin, against, towards = _quotes_nb(params, points[k], side)
+            _, begin, against, towards = _quotes_nb(params, pieces[k], side)
             low, high = min(low, side * begin), max(high, side * begin)
             if k < trade[_LAST] or trade[_IS_INSIDE]:
                 low = min(low, side * against)
@@ -153,8 +154,8 @@ def _bounds_nb(params: I8, points: I8, length: int, rollovers: I8, trades: I8, a
         out[i, 3] = max(0, profit_nb(params, side, volume, entry, side * high))
         out[i, :2] = 0
         if trade[_IS_INSIDE]:
-            bar = points[trade[_LAST]]
-            slack = _nights_nb(params, trade, bar, length, rollovers)
+            bar = pieces[trade[_LAST]]
+            slack = _nights_nb(params, trade, bar, rollovers)
             for j, other in enumerate(_exits_nb(params, trade, bar, allowance)):
                 out[i, j] = profit_nb(params, side, volume, entry, other) - profit_nb(params, side, volume, entry, price)
                 if params[COMMISSION_EXIT]:
@@ -163,8 +164,8 @@ def _bounds_nb(params: I8, points: I8, length: int, rollovers: I8, trades: I8, a
 
 @kernel
 def _all_levels_nb(
-    params: I8, limits: F8, points: I8, length: int, rollovers: I8, starts: I8, targets: F8, trades: I8, account: I8, positions: I8,
-    state: F8, intents: I8,
+    params: I8, limits: F8, points: I8, known: I8, opens: I8, length: int, rollovers: I8, starts: I8, targets: F8, trades: I8, account: I8,
+    positions: I8, state: F8, intents: I8,
 ) -> None:
     "Write the levels of the trades that a stop or a stop-out closed inside a bar."
     for i in range(trades.shape[0]):
@@ -172,7 +173,7 @@ def _all_levels_nb(
             state[:] = 0
             state[LAST_ID], state[DAY] = np.nan, -1
             trades[i, _SL], trades[i, _TP] = _levels_nb(
-                params, limits, points, length, rollovers, starts, targets, trades[i], account, positions, state, intents,
+                params, limits, points, known, opens, length, rollovers, starts, targets, trades[i], account, positions, state, intents,
             )
 
 # %% ../../nbs/50_backtest.bounds.ipynb #4ebba214
@@ -185,6 +186,7 @@ def trade_bounds(
     length: int,              # Milliseconds of a bar
     profile: BrokerProfile,   # Conditions of the account
     allowance: float = 1.0,   # How much a spread may widen inside a bar, as a share of it
+    finer: tuple[I8, I8, I8] | None = None,   # From `Pieces`, where these were played: `params`, `rows`, `starts`
 ) -> pd.DataFrame:            # Indexed by position: `BOUND_COLUMNS`; worst and best are what to add to the net result
     "Say in what interval the result of each closed trade lies, and how far its price went."
     without = RiskLimits(*[float("inf")] * 5)   # the entries were allowed
@@ -197,15 +199,21 @@ def trade_bounds(
     trades = np.zeros((len(exits), _N_TRADE), np.int64)
     trades[:, [_SIDE, _VOLUME, _PRICE_OPEN]] = entries[:, [engine.DEAL_SIDE, engine.DEAL_VOLUME, engine.PRICE]]
     trades[:, [_PRICE, _REASON, _SWAP]] = exits[:, [engine.PRICE, engine.REASON, engine.DEAL_SWAP]]
-    bar_times = points[:, BAR_TIME]
-    for column, rows in ((_FIRST, entries), (_LAST, exits)):
-        trades[:, column] = np.searchsorted(bar_times, rows[:, engine.DEAL_TIME], side="right") - 1
-    trades[:, _IS_INSIDE] = exits[:, engine.DEAL_TIME] > bar_times[trades[:, _LAST]]
+    known, pieces, begins = finer or (risk.params, points, np.arange(len(points) + 1))
+    opened, closed = entries[:, engine.DEAL_TIME], exits[:, engine.DEAL_TIME]
+    for column, times in ((_FIRST_BAR, opened), (_LAST_BAR, closed)):
+        trades[:, column] = np.searchsorted(points[:, BAR_TIME], times, side="right") - 1
+    # An entry is the first piece's first tick, also where more ticks have its time.
+    trades[:, _FIRST] = begins[trades[:, _FIRST_BAR]]
+    trades[:, _LAST] = last = np.searchsorted(pieces[:, BAR_TIME], closed, side="right") - 1
+    trades[:, _LENGTH] = length if finer is None else pieces[last, -1]
+    trades[:, _IS_INSIDE] = closed > pieces[last, BAR_TIME]
     trades[:, _BALANCE] = before[is_exit]
     scratch = (*engine.new_account(0, 1), risk.new_state(), np.zeros((MAX_INTENTS, N_INTENT), np.int64))
-    _all_levels_nb(risk.params, risk.vector, points, length, rollovers, starts, targets, trades, *scratch)
+    opens = points if finer is None else pieces[begins[:-1]]
+    _all_levels_nb(risk.params, risk.vector, points, known, opens, length, rollovers, starts, targets, trades, *scratch)
     out = np.empty((len(exits), 4), np.int64)
-    _bounds_nb(risk.params, points, length, rollovers, trades, float(allowance), out)
+    _bounds_nb(known, pieces, rollovers, trades, float(allowance), out)
     cents: F8 = out / 100
     is_ambiguous = (trades[:, _IS_INSIDE] > 0) & (trades[:, _REASON] != engine.REASON_TP)
     return pd.DataFrame(

@@ -44,7 +44,7 @@ class Trial:
     profile: str          # Name
     conditions: str       # JSON: the whole broker profile
     limits: str           # JSON: the risk limits
-    data_hash: str        # Of all bars, those that only warmed up included
+    data_hash: str        # Of all bars, those that only warmed up included, then of finer data
     first_ms: int         # Open time of the first bar that was traded, UTC
     last_ms: int          # Open time of the last one
     days: int             # Number of daily returns
@@ -116,9 +116,10 @@ class Tried:
 def _tried(result: Result) -> Tried:
     returns = daily_returns(result.equity, result.profile.deposit)
     first, last = (int(t) for t in time_ms(result.equity.index[[0, -1]]))
+    data = "+".join([result.data_hash, *([result.finer.data_hash] if result.finer else [])])
     return Tried(
         result.strategy.name, result.strategy.code_hash, result.strategy.parameters, result.timeframe, result.profile.name,
-        asdict(result.profile), asdict(result.limits), result.data_hash, first, last, len(returns),
+        asdict(result.profile), asdict(result.limits), data, first, last, len(returns),
         sharpe_ratio(returns.to_numpy(np.float64)), *_moments(returns), float(result.equity.iloc[-1]) / result.profile.deposit - 1,
     )
 

@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.playback.html.md"""
 
 # %% auto #0
 __all__ = ['LOWEST', 'HIGHEST', 'FIRST', 'LAST', 'N_ROWS', 'execute_nb', 'quotes_nb', 'levels_nb', 'calm_until_nb', 'pass_nb',
-           'idle_nb', 'changes', 'run_nb', 'Chunk', 'Market']
+           'idle_nb', 'changes', 'run_nb', 'Chunk', 'Market', 'BlockMarket']
 
 # %% ../../nbs/51_backtest.playback.ipynb #78d209b1
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from .figures import DEEPEST, EQUITY, HELD, PEAK, day_nb, mark_nb
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb
+from ..data.blocks import BarBlocks, cut_bars, cut_blocks
 from btcbot.engine.account import (
     ASK,
     BALANCE,
@@ -393,19 +394,46 @@ class Market:
         is_open = in_sessions(profile.symbol.sessions, self.clock, time_ms(self.received.index), self.length)
         self.bars = self.received if is_open.all() else self.received[is_open]
         self.times = time_ms(self.bars.index)
-        nights = midnights(self.clock, int(self.times[0]), int(self.times[-1]) + self.length) if len(self.times) else np.zeros(0, np.int64)
-        days_of_swap = np.array(profile.symbol.swap_days)[midnight_weekdays(self.clock, nights)]
-        self.rollovers = np.column_stack([nights, days_of_swap]).astype(np.int64)
+        self.rollovers = self.nights(*self.ends()) if self.n else np.zeros((0, 2), np.int64)
+
+    @property
+    def n(self) -> int:
+        "Bars in trading hours."
+        return len(self.times)
+
+    def ends(
+        self,
+        first: int = 0,      # Number of a bar
+    ) -> tuple[int, int]:    # ms UTC
+        "Return the times of that bar and of the last."
+        return int(self.times[first]), int(self.times[-1])
+
+    def nights(
+        self,
+        first: int,   # Time of the first bar
+        last: int,    # Time of the last
+    ) -> I8:          # Shape (midnights, 2)
+        "Return the server's midnights between the bars, and for how many days each charges swap."
+        nights = midnights(self.clock, first, last + self.length)
+        days_of_swap = np.array(self.profile.symbol.swap_days)[midnight_weekdays(self.clock, nights)]
+        return np.column_stack([nights, days_of_swap]).astype(np.int64)
 
     def first(
         self,
         trade_from: int | str | None,   # First moment of trading, UTC (default: all bars are traded)
     ) -> int:
         "Return the number of the first bar that is traded."
-        found = 0 if trade_from is None else int(np.searchsorted(self.times, utc_ms(trade_from)))
-        if found >= len(self.times):
-            raise BtcbotError(f"{len(self.times)} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
+        found = 0 if trade_from is None else self._before(utc_ms(trade_from))
+        if found >= self.n:
+            raise BtcbotError(f"{self.n} bars in trading hours and none at or after {trade_from}: nothing to trade on.")
         return found
+
+    def _before(self, moment: int) -> int:
+        "Return how many bars open before a moment."
+        return int(np.searchsorted(self.times, moment))
+
+    def _cut(self, size: int) -> Iterator[pd.DataFrame]:
+        return cut_bars(self.bars, size)
 
     def chunks(
         self,
@@ -413,12 +441,62 @@ class Market:
     ) -> Iterator[Chunk]:
         "Cut the bars, oldest first."
         params = account_params(self.profile)
-        before = np.zeros(6, np.int64)
-        for a in range(0, len(self.times), size):
-            block = bar_block(self.bars.iloc[a : a + size])
+        before, a = np.zeros(6, np.int64), 0
+        for bars in self._cut(size):
+            block = bar_block(bars)
             points, rows = np.empty((len(block) + 1, 6), np.int64), np.zeros((2 * N_ROWS, len(block) + 1), np.int64)
             points[0] = before
             quotes_nb(params, block, 10.0**self.profile.symbol.digits, points[1:], rows[:, 1:])
             days = np.asarray(to_server(self.clock, points[:, BAR_TIME]) // _DAY)
             yield Chunk(a, block, points, rows, days)
-            before = points[-1]
+            before, a = points[-1], a + len(block)
+
+
+class BlockMarket(Market):
+    "Bars under one broker's conditions that are read in blocks: no array is as long as history."
+
+    def __init__(
+        self,
+        bars: BarBlocks,         # Read again for each pass
+        profile: BrokerProfile,  # Conditions of symbol and account
+        timeframe: str,          # Of `bars`
+    ):
+        self.profile, self.clock, self.length = profile, server_clock(profile.clock), timeframe_ms(timeframe)
+        self._bars, self._opens, self._n, self._last = bars, dict[int, int](), 0, 0   # Times of some bars by their number
+        for block in self._open():
+            times = time_ms(block.index)
+            self._opens.setdefault(0, int(times[0]))
+            self._n, self._last = self._n + len(times), int(times[-1])
+        self.rollovers = self.nights(*self.ends()) if self.n else np.zeros((0, 2), np.int64)
+
+    def _open(self) -> Iterator[pd.DataFrame]:
+        for block in self._bars:
+            is_open = in_sessions(self.profile.symbol.sessions, self.clock, time_ms(block.index), self.length)
+            if is_open.any():
+                yield block[is_open]
+
+    @property
+    def n(self) -> int:
+        "Bars in trading hours."
+        return self._n
+
+    def ends(
+        self,
+        first: int = 0,      # Number of a bar: 0, or what `first` gave
+    ) -> tuple[int, int]:    # ms UTC
+        "Return the times of that bar and of the last."
+        return self._opens[first], self._last
+
+    def _before(self, moment: int) -> int:
+        n = 0
+        for block in self._open():
+            times = time_ms(block.index)
+            inside = int(np.searchsorted(times, moment))
+            n += inside
+            if inside < len(times):
+                self._opens[n] = int(times[inside])
+                break
+        return n
+
+    def _cut(self, size: int) -> Iterator[pd.DataFrame]:
+        return cut_blocks(self._open(), size)

@@ -39,6 +39,7 @@ from btcbot.backtest.tables import (
     trade_tables,
     year_table,
 )
+from .within import Coverage
 from ..core.errors import BtcbotError
 from ..market.clock import format_utc
 
@@ -142,7 +143,8 @@ EXECUTION_MODEL: Final = (
     "A decision rests on closed bars only and fills at the first tick of the next bar, plus slippage, which is always adverse.",
     "Where that tick comes too late after the close, entries are dropped; exits still go.",
     "Inside a bar the price goes from the open to the extreme adverse to the position, to the other one, to the close; stops, targets, "
-    "margin and stop-out are tested at each of these ticks. It may have gone otherwise, so each trade also has a worst and a best result.",
+    "margin and stop-out are tested at each of these ticks. It may have gone otherwise, so each trade also has a worst and a best result. "
+    "Finer bars or ticks of the same market, where they are given, are played instead.",
     "Stops fill at the first quote beyond their level plus slippage, so a gap fills at the gap; targets at their price or better. Both "
     "live from the fill on.",
     "Trailing and break-even stops follow closed bars, move at the next open, and never away from the price.",
@@ -183,6 +185,20 @@ def _tiles(result: Result) -> list[Tile]:
     ]
 
 # %% ../../nbs/53_backtest.report.ipynb #00c02b17
+def _decided(result: Result) -> str:
+    "Say how many exits were decided on finer data."
+    if result.finer is None:
+        return ""
+    own = int((result.trades["decided_on"] == result.timeframe).sum())
+    inside, alone = format_number(len(result.trades) - own), format_number(own)
+    return f" {inside} exits were decided on the {result.finer.name} beneath, {alone} on bars of {result.timeframe} themselves."
+
+
+def _covered(finer: Coverage) -> str:
+    return (f"Inside {format_number(finer.bars)} of them, {finer.name} decided what happened; {format_number(finer.missing)} had none, "
+            f"{format_number(finer.differing)} were contradicted by them and played as bars.")
+
+
 def _backtest_part(result: Result, market: MarketNote) -> dict[str, object]:
     profile, trades, first, last = result.profile, result.trades, result.equity.index[0], result.equity.index[-1]
     legend = [("accent", "—", "equity at each close"), ("muted", "┄", "deposit"), ("bad", "▬", "drawdown at the worst quote of each bar")]
@@ -211,7 +227,8 @@ def _backtest_part(result: Result, market: MarketNote) -> dict[str, object]:
         "exit_table": exit_table(trades, profile.currency) if len(trades) else None,
         "bounds_note": f"{format_number(result.ambiguous)} of {format_number(len(trades))} trades were closed by a stop inside a bar, "
                        "and the bar doesn't say at which quote, or whether the target came first. Worst and best are the limits of each "
-                       "trade alone; their sums are scenarios, since with other exits later trades would have been others.",
+                       "trade alone; their sums are scenarios, since with other exits later trades would have been others."
+                       + _decided(result),
         "scenario_table": scenario_table(result),
         "year_table": year_table(result),
         "hour_table": hour_table(result),
@@ -229,6 +246,7 @@ def _backtest_part(result: Result, market: MarketNote) -> dict[str, object]:
             *market.details,
             f"{format_number(len(result.equity))} bars of {result.timeframe} were traded, {format_time(first)} to {format_time(last)} UTC.",
             f"{format_number(result.dropped_bars)} bars were set aside by the cleaner: features did not see them, the account did.",
+            *([_covered(result.finer)] if result.finer else []),
         ],
     }
 
@@ -317,6 +335,7 @@ def write_report(
     market = market or MarketNote(False, "Bars of unnamed origin", ())
     versions = [("Python", platform.python_version()), *((name, version(name)) for name in ("btcbot", "numpy", "pandas", "numba"))]
     hashes = [("data", backtest.data_hash), ("strategy", backtest.strategy.code_hash)]
+    hashes += [("finer data", backtest.finer.data_hash)] if backtest.finer else []
     hashes += [("ledger", ledger_head)] if ledger_head else []
     is_absent = {"live": live is None, "parity": parity is None}
     named = market.title if market.title.lower().startswith("synthetic") else f"Synthetic market: {market.title}"

@@ -40,6 +40,7 @@ from .rules import SIDES, RulePlan, RuleStrategy, plan_rules
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.steps import row_address
+from ..data.blocks import Bars, bar_ends, cut_bars
 from ..features.indicator import Plan, Program
 from ..features.indicator import places as placed
 from ..features.specification import COLUMNS, Column, Node
@@ -112,18 +113,18 @@ def bar_rows(
 
 
 def segments(
-    bars: pd.DataFrame,   # In the library's schema
+    bars: Bars,           # In the library's schema
     size: int,            # Bars of each, a multiple of 64
     length: int,          # Milliseconds of a bar
     wanted: frozenset[int] = _EVERY,   # Columns that features read
 ) -> Iterator[Segment]:
     "Cut history into segments."
-    last_of_part = part_ends(*(time_ms(bars.index[[0, -1]]) // _DAY).tolist())
-    for start in range(0, len(bars), _PIECE * size):
-        piece = bar_rows(bars.iloc[start : start + _PIECE * size + 1], wanted | {TIME, OPEN, CLOSE})     # A frame is slow to cut
+    last_of_part, starts = part_ends(*(time // _DAY for time in bar_ends(bars))), range(0, len(bars), _PIECE * size)
+    for start, frame in zip(starts, cut_bars(bars, _PIECE * size, ahead=1), strict=True):   # A frame is slow to cut
+        piece = bar_rows(frame, wanted | {TIME, OPEN, CLOSE})
         for row in (piece[OPEN], piece[CLOSE]):
             if not (row.min() > 0 and row.max() < np.inf):
-                bad = bars.index[start + int(np.argmin((row > 0) & (row < np.inf)))]
+                bad = frame.index[int(np.argmin((row > 0) & (row < np.inf)))]
                 raise BtcbotError(f"The bar at {bad} has a price that is not a positive number: clean the bars first (DataCleaner).")
         days = piece[TIME].astype(np.int64) // _DAY
         ends, opens = days[1:] != days[:-1], np.append(piece[OPEN, 1:], np.nan)
@@ -213,15 +214,15 @@ class SimpleTier:
     def __init__(
         self,
         strategy: RuleStrategy,              # What is swept
-        bars: pd.DataFrame,                  # In the library's schema
+        bars: Bars,                          # In the library's schema
         account: SimpleAccount,              # Fee and size
         clock: ServerClock | None = None,    # Whose days the longer timeframes follow (default: UTC)
         workers: int = 1,                    # Threads
         memory: int = 256 * 2**20,           # Bytes for states and features
     ):
         self.strategy, self.bars, self.account, self.clock, self.workers, self.memory = strategy, bars, account, clock, workers, memory
-        days = time_ms(bars.index[[0, -1]]) // _DAY
-        self.days, self.n = int(days[1] - days[0]) + 1, len(bars)
+        first, last = bar_ends(bars)
+        self.days, self.n = last // _DAY - first // _DAY + 1, len(bars)
 
     @property
     def chunk(self) -> int:

@@ -26,16 +26,17 @@ from .backtester import Backtester, Result
 from .figures import CUBES, FOURTHS, N_FIGURES, PARTS, SQUARES, SUM, figure_columns, part_ends
 from .ledger import TrialLedger, Tried
 from .overfitting import Overfitting, overfitting_of_parts
-from .playback import Market
+from .playback import BlockMarket, Market
 from .rules import Grid, RuleStrategy, each_point, grid_points
 from .simple import SimpleAccount, SimpleTier
 from .statistics import DAYS_A_YEAR, expected_maximum_sharpe, probabilistic_sharpe_ratio
 from ..core.errors import BtcbotError
 from ..core.jit import F8, PACKAGE, kernel_sources
 from ..core.progress import progress
+from ..data.blocks import BarBlocks, Bars, bar_ends, bars_hash, whole_bars
 from ..engine.risk import RiskLimits
 from ..features.hashing import function_hash
-from ..market.bars import check_bars, content_hash, time_ms
+from ..market.bars import check_bars
 from ..market.clock import ServerClock
 from ..market.profile import BrokerProfile
 from ..strategies.arrays import Sizing
@@ -94,7 +95,7 @@ Swept: TypeAlias = RuleStrategy | Callable[..., Strategy] | Function
 class Asked:
     "What is swept, and under which conditions."
     strategy: Swept
-    bars: pd.DataFrame
+    bars: Bars
     account: SimpleAccount | BrokerProfile
     limits: RiskLimits | None = None
     trade_from: int | str | None = None
@@ -119,14 +120,14 @@ class Asked:
         "Backtest one combination in full."
         if not isinstance(self.account, BrokerProfile):
             raise BtcbotError("A simple account has no deals: sweep with account=broker_profile(...) for full results.")
-        backtester = Backtester(self.account, self.limits)
+        backtester, bars = Backtester(self.account, self.limits), whole_bars(self.bars)
         if isinstance(self.strategy, RuleStrategy):
-            return backtester.run(self.strategy.at(point), self.bars, self.strategy.timeframe, self.trade_from)
+            return backtester.run(self.strategy.at(point), bars, self.strategy.timeframe, self.trade_from)
         if self.is_function:
             function: Function = partial(self.strategy, **point)
-            return backtester.run(function, self.bars, self.timeframe, self.trade_from, self.sizing)
+            return backtester.run(function, bars, self.timeframe, self.trade_from, self.sizing)
         strategy = self.strategy(**point)
-        return backtester.run(strategy, self.bars, strategy.timeframe, self.trade_from)
+        return backtester.run(strategy, bars, strategy.timeframe, self.trade_from)
 
     def code_hash(
         self,
@@ -220,8 +221,8 @@ class Sweep:
     ) -> int:                  # Trials that were not known
         "Write every combination down as a trial."
         asked, (skewness, kurtosis) = self.asked, self.shapes()
-        first, last = (int(time) for time in time_ms(asked.bars.index[[0, -1]]))
-        code, data = asked.code_hash(self.table[self.names]), content_hash(asked.bars)
+        first, last = bar_ends(asked.bars)
+        code, data = asked.code_hash(self.table[self.names]), bars_hash(asked.bars)
         points, sharpe = each_point(self.table[self.names]), self.figures["Sharpe ratio"].to_numpy(np.float64)
         net = self.figures["net return"].to_numpy(np.float64)
         name = asked.account.name if isinstance(asked.account, BrokerProfile) else "simple account"
@@ -285,7 +286,7 @@ class Sweep:
 def sweep(
     strategy: Swept,                                                     # Rules, a function that makes a `Strategy`, or one of `bars`
     grid: Grid,                                                          # Values by parameter, or a frame of combinations
-    bars: pd.DataFrame,                                                  # The market
+    bars: Bars,                                                          # The market: a frame, or blocks of a history larger than memory
     *,
     account: SimpleAccount | BrokerProfile | None = None,                # Conditions (default: `SimpleAccount()`)
     limits: RiskLimits | None = None,                                    # What the risk manager refuses, under a broker's conditions
@@ -305,7 +306,8 @@ def sweep(
         raise BtcbotError(f"workers={workers} must be at least 1.")
     if not callable(strategy) and not isinstance(strategy, RuleStrategy):
         raise BtcbotError(f"{strategy!r} can't be swept: give a RuleStrategy, or a function (see the table of tiers).")
-    asked = Asked(strategy, check_bars(bars), account or SimpleAccount(), limits, trade_from, sizing, timeframe, clock)
+    bars = bars if isinstance(bars, BarBlocks) else check_bars(bars)
+    asked = Asked(strategy, bars, account or SimpleAccount(), limits, trade_from, sizing, timeframe, clock)
     if len(bars) < 2:
         raise BtcbotError(f"{len(bars)} bars are too few: what is decided at a bar is filled at the next.")
     points = grid_points(grid, strategy.parameters if isinstance(strategy, RuleStrategy) else list(map(str, grid)), where)
@@ -356,7 +358,7 @@ def _kept(tier: Tier, points: pd.DataFrame, advance: Callable[[int], None], file
 def _identity(asked: Asked, points: pd.DataFrame) -> str:
     "A name that only the same sweep of the same bars has."
     parts = (
-        asked.code_hash(points), points.to_csv(), content_hash(asked.bars), repr(asked.account), repr(asked.limits), str(asked.trade_from),
+        asked.code_hash(points), points.to_csv(), bars_hash(asked.bars), repr(asked.account), repr(asked.limits), str(asked.trade_from),
         asked.timeframe, repr(asked.clock), kernel_sources(PACKAGE),
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
@@ -371,13 +373,17 @@ def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int) -> Tier
         return SimpleTier(strategy, asked.bars, account, asked.clock, workers, memory)
 
     def shared(timeframe: str) -> dict[str, Any]:
-        market = Market(asked.bars, account, timeframe)
+        bars = asked.bars
+        market = BlockMarket(bars, account, timeframe) if isinstance(bars, BarBlocks) else Market(bars, account, timeframe)
         first = market.first(asked.trade_from)
         return {"market": market, "limits": asked.limits, "first": first, "workers": workers, "memory": memory}
 
     if isinstance(strategy, RuleStrategy):
         return RuleTier(strategy=strategy, **shared(strategy.timeframe))
     if asked.is_function:
+        if isinstance(asked.bars, BarBlocks):
+            raise BtcbotError(f"{asked.name} takes the whole history as one frame, and {asked.bars!r} don't lie in memory: "
+                              "give bars.frame(), or a RuleStrategy or a compiled Strategy, which go through it in blocks.")
         sizing = asked.sizing or Sizing(lots=account.symbol.volume_min)
         return FunctionTier(function=strategy, sizing=sizing, timeframe=asked.timeframe, **shared(asked.timeframe))
     return StepTier(make=strategy, **shared(strategy(**each_point(points.iloc[:1])[0]).timeframe))

@@ -162,6 +162,9 @@ def trade_tables(
         for opened, closed, side, volume, entry, level, reason, net, costs, *rest in zip(*moments, *values, strict=True)
     ]
     heads = columns(f"Opened (UTC)|Closed (UTC)|Side|Lots#|Open#|Close#|Closed by|Net {profile.currency}#|Costs#|Worst#|Best#|MAE#|MFE#")
+    if trades["decided_on"].nunique() > 1:   # Finer data decided some of them
+        heads += columns("Decided on")
+        rows = [(*row, (decided, "")) for row, decided in zip(rows, shown["decided_on"], strict=True)]
     if len(trades) <= 2 * ends:
         return [Table("All trades", heads, rows, has_heads=False)], None, 0
     parts = {f"First {ends} trades": rows[:ends], f"Last {ends} trades": rows[-ends:]}

@@ -78,8 +78,15 @@ def paid(volume: int, price: int) -> int:
     return -half_away(Fraction(volume * price, 100) * Fraction(25, 100_000))
 
 
-def truth(rng: np.random.Generator, bars: pd.DataFrame, trade: pd.Series, stop: float, take: float) -> int:
-    """Play a trade of `result` on one path; return its net profit in cents."""
+def truth(
+    rng: np.random.Generator,
+    bars: pd.DataFrame,
+    trade: pd.Series,
+    stop: float,
+    take: float,
+    paths: list[list[tuple[int, int]]] | None = None,
+) -> int:
+    """Play a trade of `result` on one path, drawn unless given, then with the bar's spread; return its net profit in cents."""
     side, volume = 1 if trade["side"] == "long" else -1, round(trade["volume"] * 100)
     start = int(trade["opened"].value // 1_000_000)
     first = int(bars.index.searchsorted(trade["opened"]))
@@ -97,14 +104,15 @@ def truth(rng: np.random.Generator, bars: pd.DataFrame, trade: pd.Series, stop: 
     a_night = Fraction(str(SYMBOL.swap_long if side > 0 else SYMBOL.swap_short)) * volume
     for k in range(first, len(bars)):
         spread = spread_of(bars.iloc[k])
-        for number, (time, bid) in enumerate(path(rng, bars.iloc[k], int(bars.index[k].value // 1_000_000))):
+        ticks = path(rng, bars.iloc[k], int(bars.index[k].value // 1_000_000)) if paths is None else paths[k]
+        for number, (time, bid) in enumerate(ticks):
             if number == 0 and k == first:
                 continue
             quote = bid if side > 0 else bid + spread
             price = 0
             if side * (quote - sl) <= 0:
                 # Whether the stop is reached the bar's own spread says; when it is, the spread may be wider.
-                wider = int(rng.integers(0, int(ALLOWANCE * spread) + 1)) if side < 0 and number else 0
+                wider = int(rng.integers(0, int(ALLOWANCE * spread) + 1)) if side < 0 and number and paths is None else 0
                 price = slipped(-side, quote + wider)
             elif side * (quote - tp) >= 0:
                 price = tp if number else quote

@@ -20,6 +20,7 @@ from btcbot.core.jit import F8
 from btcbot.engine.risk import TARGET_SIDE, RiskLimits
 from btcbot.market.bars import time_ms
 from btcbot.market.profile import BrokerProfile
+from btcbot.strategies.base import Strategy
 
 NO_LIMITS = RiskLimits(max_lots=1e6, max_drawdown=inf, max_daily_loss=inf, max_spread_bps=inf, max_decision_age=inf)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -35,7 +36,12 @@ class Case:
 
     def run(self, limits: RiskLimits | None = None) -> Result:
         """Run the backtester."""
-        return Backtester(self.profile, limits).run(script(*self.targets), self.bars)
+        return Backtester(self.profile, limits).run(self.strategy, self.bars)
+
+    @property
+    def strategy(self) -> Strategy:
+        """What wants the targets."""
+        return script(*self.targets)
 
 
 def case(seed: int, count: int = 80, lots: float = 0.37, **changes: Any) -> Case:
