@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
+from breathing import breathing
 
 from btcbot.backtest.backtester import Backtester
 from btcbot.data.certificates import CertificateFile
@@ -15,9 +17,10 @@ from btcbot.data.files import read_bars
 from btcbot.features.causality import certify
 from btcbot.market.bars import time_ms
 from btcbot.market.clock import utc_ms
-from btcbot.market.profile import PROFILES
+from btcbot.market.profile import PROFILES, BrokerProfile
 from btcbot.market.sessions import in_sessions
 from btcbot.market.synthetic import synthetic_bars
+from btcbot.strategies.base import Strategy
 from btcbot.strategies.rules import make_strategy
 from btcbot.terminal.journal import OrderJournal
 from btcbot.terminal.twin import Twin
@@ -31,14 +34,13 @@ STRATEGIES = {
 }
 
 
-def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: str, folder: Path) -> Counter[str]:
+def compare(bars: pd.DataFrame, start: str, strategy: Strategy, given: BrokerProfile, folder: Path) -> Counter[str]:
     """Trade and backtest; return how often each thing was compared."""
-    profile = replace(PROFILES[profile_name], deposit=1_000_000.0 if "mini" in profile_name else 100_000.0)  # its least volume is 0.1 BTC
+    profile = replace(given, deposit=1_000_000.0 if "mini" in given.name else 100_000.0)  # its least volume is 0.1 BTC
     bars = bars.assign(**bars[["open", "high", "low", "close"]].round(profile.symbol.digits))  # as they are stored on ingestion
-    strategy = make_strategy(strategy_name, **STRATEGIES[strategy_name])
     twin = Twin(bars, profile, start=start)
     twin.initialize()
-    with OrderJournal(folder / f"{strategy_name}-{profile_name}.sqlite") as journal:
+    with OrderJournal(folder / f"{strategy.name}-{profile.name}-{profile.margin_mode}.sqlite") as journal:
         with CertificateFile(folder / "certificates.sqlite") as certificates:
             if certificates.find(strategy.code_hash) is None:
                 certificates.save(certify(strategy, bars))
@@ -63,9 +65,9 @@ def compare(bars: pd.DataFrame, start: str, strategy_name: str, profile_name: st
 def compare_all(bars: pd.DataFrame, start: str, folder: Path) -> Counter[str]:
     """Compare both strategies under every shipped profile."""
     total: Counter[str] = Counter()
-    for strategy in STRATEGIES:
-        for profile in PROFILES:
-            total += compare(bars, start, strategy, profile, folder)
+    for name, parameters in STRATEGIES.items():
+        for profile in PROFILES.values():
+            total += compare(bars, start, make_strategy(name, **parameters), profile, folder)
     print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
     for name in ("deals", "expert", "sl", "tp", "swap"):
         assert total[name] > 0, name
@@ -79,6 +81,20 @@ def test_synthetic_bars(rounds: int, tmp_path: Path) -> None:
     days = min(2 + rounds // 10, 60)
     bars = synthetic_bars(21, utc_ms("2024-01-02"), utc_ms("2024-01-05") + days * 86_400_000)
     assert compare_all(bars, "2024-01-05", tmp_path)["deals"] >= 100
+
+
+@pytest.mark.jit
+@pytest.mark.parity
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_positions_brought_to_a_size(mode: Literal["hedging", "netting"], rounds: int, tmp_path: Path) -> None:
+    """Additions and parts go through the terminal as the backtester books them, on both kinds of account."""
+    bars, total = synthetic_bars(22, utc_ms("2024-01-02"), utc_ms("2024-01-05") + min(1 + rounds // 20, 30) * 86_400_000), Counter[str]()
+    for profile in PROFILES.values():
+        total += compare(bars, "2024-01-03", breathing(), replace(profile, margin_mode=mode), tmp_path)
+    print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
+    for name in ("expert", "sl", "tp", "swap"):
+        assert total[name] > 0, name
+    assert total["deals"] >= 200
 
 
 @pytest.mark.jit

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 import pandas as pd
 
-from .figures import METRICS, day_nb, new_figures, part_ends, trades_nb
+from .figures import METRICS, TRADES, day_nb, new_figures, part_ends, trades_nb
 from btcbot.backtest.masks import (
     ADDRESS,
     STEP,
@@ -42,13 +42,16 @@ from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb, call_step_nb, row_address, row_nb, step_address
 from ..data.clean import DataCleaner
 from ..engine.account import N_DEALS, new_account, new_deals
+from ..engine.conditions import IS_NETTING
 from btcbot.engine.risk import (
     LAST_ID,
     MAX_INTENTS,
     N_INTENT,
     N_TARGET,
+    SCALED,
     SIZE_LOTS,
     SIZE_RISK,
+    SIZE_RULE,
     TARGET_ID,
     TARGET_SIDE,
     RiskLimits,
@@ -70,8 +73,12 @@ def play_nb(
     params: I8, limits: F8, rollovers: I8, parts: I8, length: int, first: int, bars: I8, rows: I8, days: I8, state: F8, account: I8,
     positions: I8, figures: F8, log: I8, intents: I8, since: I8, wanted: F8, begin: int, end: int,
 ) -> None:
-    "Play bars `begin` to `end` for one account and take its trades."
+    "Play bars `begin` to `end` for one account and take its trades; its figures become NaN where one position can't be all it has."
     none = np.zeros(0, np.int64)
+    if params[IS_NETTING] == 0:
+        for m in range(since.shape[0]):
+            if wanted[m, SIZE_RULE] >= SCALED:
+                figures[TRADES] = np.nan
     if begin <= first < end:                    # What is in force when trading begins isn't entered
         m = 0
         while m + 1 < since.shape[0] and since[m + 1] <= first:
@@ -349,7 +356,13 @@ class AccountTier:
                 advance(len(seen.chunk.block))
         for batch in batches:
             close_days_nb(batch.accounts.figures, batch.accounts.parts)
-        return np.vstack([batch.accounts.figures for batch in batches])
+        figures = np.vstack([batch.accounts.figures for batch in batches])
+        if np.isnan(figures[:, TRADES]).any():
+            raise BtcbotError(
+                "These strategies bring a position to a size, on a hedging account with several positions: a sweep keeps one for each "
+                "combination. Use a netting account, or a Backtester for each."
+            )
+        return figures
 
 
 class _RuleBatch:

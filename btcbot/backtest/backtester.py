@@ -21,19 +21,19 @@ import pandas as pd
 from .bounds import trade_bounds
 from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
-from .playback import Market, changes, run_nb
+from .playback import Chunk, Market, changes, run_nb, run_strategies_nb
 from .statistics import buy_and_hold, drawdown, key_figures
-from .within import Coverage, bar_pieces, run_pieces_nb
+from .within import Coverage, Pieces, bar_pieces, run_pieces_nb
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.progress import progress
 from ..engine import account as engine
 from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
-from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager
+from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager, refusals
 from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash, time_ms, timeframe_ms
 from ..market.profile import BrokerProfile
-from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, as_targets
+from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, Together, as_targets
 from ..strategies.base import SignalStream, Strategy
 
 if TYPE_CHECKING:
@@ -75,20 +75,24 @@ def deal_frame(
 # %% ../../nbs/52_backtest.backtester.ipynb #34707bde
 def trade_frame(
     deals: pd.DataFrame,   # From `deal_frame`
-) -> pd.DataFrame:         # One row for each closed position: times, side, volume, prices, net profit, costs, reason of the exit
-    "Return the closed trades; a position's exits are summed."
-    entries = deals[deals["entry"] == "in"].set_index("position")
-    exits = deals[deals["entry"] == "out"].groupby("position")
-    last = exits.last()
-    opened = entries.loc[last.index]
-    money = exits[["profit", "commission", "swap", "spread_cost", "slippage_cost"]].sum()
-    costs = money + opened[["commission", "swap", "spread_cost", "slippage_cost"]]
-    return pd.DataFrame({
-        "opened": opened["time"], "closed": last["time"], "side": opened["side"].map({"buy": "long", "sell": "short"}),
-        "volume": opened["volume"], "open": opened["price"], "close": last["price"], "exit": last["reason"],
-        "net": (money["profit"] + costs["commission"] + costs["swap"]).round(2),
-        "costs": (costs["commission"] + costs["swap"] + costs["spread_cost"] + costs["slippage_cost"]).round(2),
-    }).sort_values("closed", kind="stable").reset_index(names="position")
+) -> pd.DataFrame:         # One row for each closed position: times, side, volume, prices, net profit, costs, reason of the last exit
+    "Return the closed trades. Entries and exits of a position are summed, their prices averaged by volume."
+    paid = ["commission", "swap", "spread_cost", "slippage_cost"]
+    summed = deals[["position", "entry", "volume", "profit", *paid]].assign(value=deals["volume"] * deals["price"])
+    sums = summed.groupby(["entry", "position"]).sum()
+    entries, exits = (sums[sums.index.get_level_values("entry") == entry].droplevel("entry") for entry in ("in", "out"))
+    exits = exits[(exits["volume"] - entries["volume"].reindex(exits.index)).abs() < 1e-9]
+    entries = entries.loc[exits.index]
+    first, last = (deals.drop_duplicates("position", keep=keep).set_index("position").loc[exits.index] for keep in ("first", "last"))
+    costs = entries[paid] + exits[paid]
+    trades = pd.DataFrame({
+        "opened": first["time"], "closed": last["time"], "side": first["side"].map({"buy": "long", "sell": "short"}),
+        "volume": entries["volume"].round(8), "open": (entries["value"] / entries["volume"]).round(8),
+        "close": (exits["value"] / exits["volume"]).round(8), "exit": last["reason"],
+        "net": (exits["profit"] + costs["commission"] + costs["swap"]).round(2), "costs": costs.sum(axis=1).round(2),
+    })
+    trades = trades.assign(strategy=first["strategy"]) if "strategy" in deals else trades
+    return trades.sort_values("closed", kind="stable").reset_index(names="position")
 
 # %% ../../nbs/52_backtest.backtester.ipynb #e61a7cf6
 def _orders(deals: pd.DataFrame, bars: pd.DataFrame, length: int, contract: float) -> pd.DataFrame:
@@ -106,10 +110,10 @@ def _orders(deals: pd.DataFrame, bars: pd.DataFrame, length: int, contract: floa
 @dataclass(frozen=True, slots=True)
 class Result:
     "What a backtest gives."
-    strategy: Strategy | TargetArrays
+    strategy: Strategy | TargetArrays | Together
     profile: BrokerProfile
     timeframe: str
-    deals: pd.DataFrame             # Columns `DEAL_COLUMNS`
+    deals: pd.DataFrame             # Columns `DEAL_COLUMNS`, and `strategy` if there are several
     equity: pd.Series               # At each bar's close
     low: F8                         # Lowest equity inside each bar
     exposure: float                 # Share of bars that end with a position
@@ -126,13 +130,26 @@ class Result:
     @property
     def caution(self) -> str:
         "What a reader has to know about the targets; empty for a compiled strategy."
-        return "targets from arrays: look-ahead was not checked" if isinstance(self.strategy, TargetArrays) else ""
+        parts = self.strategy.strategies if isinstance(self.strategy, Together) else (self.strategy,)
+        return "targets from arrays: look-ahead was not checked" if any(isinstance(part, TargetArrays) for part in parts) else ""
 
     @property
     def trades(self) -> pd.DataFrame:
         "Closed trades, each with its worst and best net profit, whether it is ambiguous, its excursions, and what decided its exit."
         trades = trade_frame(self.deals).join(self.bounds, on="position")
         return trades.assign(worst=(trades["net"] + trades["worst"]).round(2), best=(trades["net"] + trades["best"]).round(2))
+
+    @property
+    def by_strategy(self) -> pd.DataFrame:
+        "What each strategy did: deals, closed trades, win rate, and what its deals booked (their sum is the change of the balance)."
+        labels = self.strategy.labels if isinstance(self.strategy, Together) else (self.strategy.name,)
+        rows, all_trades = {}, self.trades
+        for label in labels:
+            deals, trades = (f[f["strategy"] == label] if len(labels) > 1 else f for f in (self.deals, all_trades))
+            won = float((trades["net"] > 0).mean()) if len(trades) else np.nan
+            booked = float(deals[["profit", "commission", "swap"]].to_numpy().sum())
+            rows[label] = {"deals": len(deals), "trades": len(trades), "win rate": won, "net": round(booked, 2)}
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     @property
     def ambiguous(self) -> int:
@@ -247,7 +264,7 @@ class Backtester:
 
     def run(
         self,
-        strategy: Strategy | Given,           # What decides: compiled, or anything that `strategies.arrays.as_targets` takes
+        strategy: Strategy | Given | list[Strategy | Given],   # Compiled, or anything that `as_targets` takes; or a list of these
         bars: pd.DataFrame,                   # The market, in the library's schema
         timeframe: str = "M1",                # Of `bars`
         trade_from: int | str | None = None,  # First moment of trading, UTC; older bars only warm the strategy up (default: all trade)
@@ -255,36 +272,45 @@ class Backtester:
         finer: pd.DataFrame | None = None,    # Finer bars or ticks of the same market: they decide what happens inside `bars`
         tolerance: int = 0,                   # Points by which they may differ from `bars`
     ) -> Result:                              # Deals, equity, key figures
-        "Run `strategy` over `bars` from a fresh account."
+        "Run one strategy, or several that share the account, over `bars` from a fresh account."
         market = Market(bars, self.profile, timeframe)
         times, first = market.times, market.first(trade_from)
-        if not isinstance(strategy, Strategy):
-            strategy = as_targets(strategy, market.received, sizing or Sizing(lots=self.profile.symbol.volume_min), timeframe)
-        stream = SignalStream(strategy) if isinstance(strategy, Strategy) else ArrayStream(strategy)
+        sizing = sizing or Sizing(lots=self.profile.symbol.volume_min)
+        given = strategy if isinstance(strategy, list) else [strategy]
+        parts = tuple(part if isinstance(part, Strategy) else as_targets(part, market.received, sizing, timeframe) for part in given)
+        if not parts:
+            raise BtcbotError("The list of strategies is empty: name one at least.")
+        if len(parts) > 1 and self.profile.margin_mode != "hedging":
+            raise BtcbotError(
+                f"{len(parts)} strategies on a netting account, which has one position for all of them: use a hedging account, "
+                "or an account for each."
+            )
+        streams = [SignalStream(part) if isinstance(part, Strategy) else ArrayStream(part) for part in parts]
         risk = RiskManager(self.profile, self.limits, market.length)
+        states = np.tile(risk.state, (len(parts), 1))
         deposit, first_day = round(self.profile.deposit * 100), int(times[first] // _DAY)
-        figures, parts = new_figures(1, deposit, first_day)[0], part_ends(first_day, int(times[-1] // _DAY))
+        figures, ends = new_figures(1, deposit, first_day)[0], part_ends(first_day, int(times[-1] // _DAY))
         account, positions = engine.new_account(deposit)
         log, logs = engine.new_deals(4096), [np.zeros((0, engine.N_DEAL), np.int64)]
         equity, low = (np.empty(len(times) - first) for _ in range(2))
         cents = np.empty((2, _CHUNK + 1), np.int64)
-        intents, modelled = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 0
-        points, decided = np.empty((len(times), 6), np.int64), list[tuple[I8, F8]]()
+        modelled = 0
+        points = np.empty((len(times), 6), np.int64)
         pieces = None if finer is None else bar_pieces(market, finer, tolerance)
+        if pieces is not None and len(parts) > 1:
+            raise BtcbotError(f"{len(parts)} strategies on finer data aren't played: run each alone, or all of them without finer=.")
         with ThreadPoolExecutor(1) as pool, progress(len(times), "backtest") as bar:
             data_hash = pool.submit(content_hash, market.received)
             for chunk in market.chunks(_CHUNK):
                 n, a = len(chunk.block), chunk.begin
-                since, wanted = changes(stream.last, stream.update(chunk.block), 1)
+                decided = [changes(stream.last, stream.update(chunk.block), 1) for stream in streams]
                 if a <= first < a + n:
-                    risk.state = risk.new_state(float(wanted[np.searchsorted(since, first - a + 1, side="right") - 1, TARGET_ID]))
-                decided.append((since + a - 1, wanted))
+                    for state, (since, wanted) in zip(states, decided, strict=True):
+                        state[:] = risk.new_state(float(wanted[np.searchsorted(since, first - a + 1, side="right") - 1, TARGET_ID]))
                 points[a : a + n] = chunk.points[1:]
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
-                    before = (risk.params, risk.vector, risk.state, account, positions, log, market.rollovers, chunk.points)
-                    after = (chunk.days, market.length, first - a + 1, since, wanted, at, n + 1, intents, figures, parts, *cents)
-                    at = run_nb(*before, chunk.rows, *after) if pieces is None else run_pieces_nb(*before, *pieces.on(chunk), *after)
+                    at = self._play(risk, states, market, chunk, pieces, first, decided, at, account, positions, log, figures, ends, cents)
                     deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
                     logs.append(deals)
                     own = chunk.points[np.searchsorted(chunk.points[1:, BAR_TIME], deals[:, engine.DEAL_TIME], side="right"), BAR_SPREAD]
@@ -294,22 +320,48 @@ class Backtester:
                     np.divide(cents[0, begin : n + 1], 100, out=equity[at : a + n - first])
                     np.divide(cents[1, begin : n + 1], 100, out=low[at : a + n - first])
                 bar.update(n)
-        deals = np.vstack(logs)
+        deals, played = np.vstack(logs), parts[0] if len(parts) == 1 else Together(parts)
+        shown = deal_frame(deals, self.profile)
+        if isinstance(played, Together):
+            is_entry = deals[:, engine.ENTRY] == engine.ENTRY_IN
+            owners = dict(zip(deals[is_entry, engine.POSITION].tolist(), deals[is_entry, engine.DEAL_MAGIC].tolist(), strict=True))
+            shown["strategy"] = [played.labels[owners[position]] for position in deals[:, engine.POSITION].tolist()]
         inside = None if pieces is None else (pieces.params, pieces.rows, pieces.starts)
-        bounds = trade_bounds(
-            deals, np.concatenate([starts for starts, _ in decided]), np.vstack([rows for _, rows in decided]), points, market.rollovers,
-            market.length, self.profile, self.spread_allowance, inside,
-        )
-        if pieces is not None:
+        bounds = trade_bounds(deals, points, market.rollovers, market.length, self.profile, self.spread_allowance, inside)
+        if pieces is None:
+            bounds["decided_on"] = timeframe
+        else:
             modelled = int(pieces.is_modelled[pieces.at(deals[:, engine.DEAL_TIME])].sum())
-            closed = deals[deals[:, engine.ENTRY] == engine.ENTRY_OUT, engine.DEAL_TIME]
-            is_own = pieces.is_own[np.searchsorted(times, closed, side="right") - 1]
+            exits = deals[deals[:, engine.ENTRY] == engine.ENTRY_OUT]
+            is_own = pieces.is_own[np.searchsorted(times, exits[:, engine.DEAL_TIME], side="right") - 1]
+            names = pd.Series(np.where(is_own, timeframe, pieces.name), index=exits[:, engine.POSITION])
+            bounds["decided_on"] = names.groupby(level=0).last()
         return Result(
-            strategy, self.profile, timeframe, deal_frame(deals, self.profile),
+            played, self.profile, timeframe, shown,
             pd.Series(equity, index=market.bars.index[first:], name="equity"), low, float(figures[HELD]) / len(equity),
-            risk.refusals, self.limits,
-            pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := risk.state[HALTED_AT]) else None, stream.dropped,
+            refusals(states.sum(axis=0)), self.limits,
+            pd.Timestamp(int(halted), unit="ms", tz="UTC") if (halted := states[0, HALTED_AT]) else None,
+            max(stream.dropped for stream in streams),
             modelled / len(deals) if len(deals) else 0.0, data_hash.result(), market.bars.iloc[first:],
-            bounds.assign(decided_on=timeframe if pieces is None else np.where(is_own, timeframe, pieces.name)),
-            None if pieces is None else pieces.coverage(first),
+            bounds, None if pieces is None else pieces.coverage(first),
+        )
+
+    @staticmethod
+    def _play(
+        risk: RiskManager, states: F8, market: Market, chunk: Chunk, pieces: Pieces | None, first: int, decided: list[tuple[I8, F8]],
+        at: int, account: I8, positions: I8, log: I8, figures: F8, ends: I8, cents: I8,
+    ) -> int:
+        "Play a chunk from bar `at` on, until it ends or the log is full."
+        since, wanted = (np.concatenate(rows) for rows in zip(*decided, strict=True))
+        until, start = len(chunk.block) + 1, first - chunk.begin + 1
+        before = (account, positions, log, market.rollovers, chunk.points)
+        if len(states) == 1:
+            one = (risk.params, risk.vector, states[0], *before)
+            intents = np.zeros((MAX_INTENTS, N_INTENT), np.int64)
+            after = (chunk.days, market.length, start, since, wanted, at, until, intents, figures, ends, *cents)
+            return run_nb(*one, chunk.rows, *after) if pieces is None else run_pieces_nb(*one, *pieces.on(chunk), *after)
+        intents = np.zeros((len(states), MAX_INTENTS, N_INTENT), np.int64)
+        return run_strategies_nb(
+            risk.params, risk.vector, states, *before, chunk.days, market.length, start, since, wanted,
+            np.cumsum([len(rows) for rows, _ in decided]), at, until, intents, figures, ends, *cents,
         )

@@ -12,10 +12,11 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..core.jit import F8, I8, kernel
 from ..engine import account as engine
-from ..engine.bars import is_below_nb, rollover_nb
+from ..engine.bars import is_below_nb
 from btcbot.engine.conditions import (
     COMMISSION_EXIT,
     STOP_OUT,
@@ -25,68 +26,52 @@ from btcbot.engine.conditions import (
     SWAP_OF_OPEN,
     SWAP_OF_PRICE,
     SWAP_SHORT_NUM,
+    account_params,
+    average_profit_nb,
+    blend_nb,
     commission_nb,
     margin_nb,
-    profit_nb,
     round_div_nb,
     slipped_nb,
     spread_nb,
-)
-from ..engine.deals import modify_nb
-from btcbot.engine.risk import (
-    CHANGE_STOPS,
-    DAY,
-    INTENT_SL,
-    INTENT_TP,
-    KIND,
-    LAST_ID,
-    MAX_INTENTS,
-    N_INTENT,
-    RiskLimits,
-    RiskManager,
-    decide_nb,
 )
 from ..market.bars import BAR_CLOSE, BAR_HIGH, BAR_LOW, BAR_OPEN, BAR_SPREAD, BAR_TIME
 from ..market.profile import BrokerProfile
 
 # %% ../../nbs/50_backtest.bounds.ipynb #cc64b519
 BOUND_COLUMNS: Final = ("worst", "best", "is_ambiguous", "mae", "mfe")
-# Columns of a closed trade as the kernels read it; BALANCE is that before the exit, FIRST and LAST are pieces, LENGTH is that of the last.
+# Columns of a stretch; BOOKED is what the position realised before, BALANCE that before the deal at its end.
+# FIRST and LAST are pieces: bars, or what happened inside them; LENGTH is that of the last.
 (
-    _SIDE, _VOLUME, _PRICE_OPEN, _PRICE, _REASON, _SL, _TP, _FIRST, _LAST, _IS_INSIDE, _BALANCE, _SWAP, _FIRST_BAR, _LAST_BAR, _LENGTH,
-    _N_TRADE,
-) = range(16)
+    _POSITION, _SIDE, _VOLUME, _PRICE_OPEN, _REST, _DEN, _BOOKED, _PRICE, _REASON, _SL, _TP, _FIRST, _LAST, _IS_INSIDE, _BALANCE, _SWAP,
+    _LENGTH, _N_STRETCH,
+) = range(18)
 
 
 @kernel
-def _levels_nb(
-    params: I8, limits: F8, points: I8, known: I8, opens: I8, length: int, rollovers: I8, starts: I8, targets: F8, trade: I8, account: I8,
-    positions: I8, state: F8, intents: I8,
-) -> tuple[int, int]:
-    "SL and TP of a trade in the bar of its exit."
-    first = trade[_FIRST_BAR]
-    row = max(np.searchsorted(starts, first, side="right") - 1, 0)
-    account[:], positions[:], account[engine.NEXT_ORDER] = 0, 0, 1
-    account[engine.ROLLOVERS_DONE] = np.searchsorted(rollovers[:, 0], opens[first, BAR_TIME], side="right")
-    for i in range(first, trade[_LAST_BAR] + 1):
-        while row + 1 < starts.shape[0] and starts[row + 1] <= i:
-            row += 1
-        bar = opens[i]
-        bid, ask = bar[BAR_OPEN], bar[BAR_OPEN] + spread_nb(known, bar[BAR_OPEN], bar[BAR_SPREAD])
-        engine.set_quote_nb(params, account, bar[BAR_TIME], bid, ask)
-        rollover_nb(params, account, positions, rollovers, bar[BAR_TIME])
-        n = decide_nb(
-            params, limits, state, targets[row], points[i - 1], length, bar[BAR_TIME], bid, ask, 0, 2**50, 0, positions[0], intents,
-        )
-        if i == first:
-            position = positions[0]
-            position[engine.TICKET], position[engine.SIDE], position[engine.POSITION_VOLUME] = 1, trade[_SIDE], trade[_VOLUME]
-            position[engine.PRICE_OPEN], position[engine.TIME_OPEN] = trade[_PRICE_OPEN], bar[BAR_TIME]
-            position[engine.SL], position[engine.TP] = intents[n - 1, INTENT_SL], intents[n - 1, INTENT_TP]
-            account[engine.N_POSITIONS] = 1
-        elif n == 1 and intents[0, KIND] == CHANGE_STOPS:
-            modify_nb(params, account, positions, 1, intents[0, INTENT_SL], intents[0, INTENT_TP])
-    return int(positions[0, engine.SL]), int(positions[0, engine.TP])
+def _stretches_nb(deals: I8, firsts: I8, lasts: I8, is_inside: NDArray[np.bool_], before: I8, out: I8) -> int:
+    "Write a stretch for each two deals of a position that follow each other; `deals` by position and time, with their pieces and balances."
+    n, side, volume, price, rest, den, booked = 0, 0, 0, 0, 0, 1, 0
+    for k in range(deals.shape[0]):
+        deal = deals[k]
+        if k == 0 or deals[k - 1, engine.POSITION] != deal[engine.POSITION]:
+            side, volume, booked = deal[engine.DEAL_SIDE], 0, 0
+        else:
+            row, is_exit = out[n], deal[engine.ENTRY] != engine.ENTRY_IN
+            row[_POSITION], row[_SIDE], row[_VOLUME], row[_BOOKED] = deal[engine.POSITION], side, volume, booked
+            row[_PRICE_OPEN], row[_REST], row[_DEN] = price, rest, den
+            row[_PRICE] = deal[engine.PRICE] if is_exit else deal[engine.MID2] - deal[engine.QUOTE]  # an addition is at the other quote
+            row[_REASON], row[_SL], row[_TP] = deal[engine.REASON], deal[engine.DEAL_SL], deal[engine.DEAL_TP]
+            row[_FIRST], row[_LAST], row[_IS_INSIDE] = firsts[k - 1], lasts[k], is_inside[k]
+            row[_BALANCE], row[_SWAP] = before[k], deal[engine.DEAL_SWAP]
+            n += 1
+        if deal[engine.ENTRY] == engine.ENTRY_IN:
+            price, rest, den = blend_nb(price, rest, den, volume, deal[engine.PRICE], deal[engine.DEAL_VOLUME])
+            volume += deal[engine.DEAL_VOLUME]
+        else:
+            volume -= deal[engine.DEAL_VOLUME]
+            booked += deal[engine.PROFIT]
+    return n
 
 # %% ../../nbs/50_backtest.bounds.ipynb #804a1464
 @kernel
@@ -100,13 +85,18 @@ def _quotes_nb(params: I8, bar: I8, side: int) -> tuple[int, int, int, int]:
 
 
 @kernel
+def _profit_nb(params: I8, trade: I8, price: int) -> int:
+    return average_profit_nb(params, trade[_SIDE], trade[_VOLUME], trade[_PRICE_OPEN], trade[_REST], trade[_DEN], price)
+
+
+@kernel
 def _exits_nb(params: I8, trade: I8, bar: I8, allowance: float) -> tuple[int, int]:
     "Worst and best price of an exit inside `bar`."
     side, price = trade[_SIDE], trade[_PRICE]
     spread, begin, against, towards = _quotes_nb(params, bar, side)
     worst = int(against + np.ceil(spread * allowance)) if side < 0 else against
     margin = margin_nb(params, side, trade[_VOLUME], trade[_PRICE_OPEN])
-    equity = trade[_BALANCE] + trade[_SWAP] + profit_nb(params, side, trade[_VOLUME], trade[_PRICE_OPEN], worst)
+    equity = trade[_BALANCE] + trade[_SWAP] + _profit_nb(params, trade, worst)
     best = int(price)
     if trade[_REASON] == engine.REASON_SL:
         best = slipped_nb(params, -side, trade[_SL])
@@ -138,10 +128,10 @@ def _nights_nb(params: I8, trade: I8, bar: I8, rollovers: I8) -> int:
 
 @kernel
 def _bounds_nb(params: I8, pieces: I8, rollovers: I8, trades: I8, allowance: float, out: I8) -> None:
-    "Write how worst and best differ from the result, MAE and MFE of each row of `trades`, in cents."
+    "Write how worst and best differ from the result, MAE and MFE of each stretch, in cents."
     for i in range(trades.shape[0]):
         trade = trades[i]
-        side, volume, entry, price = trade[_SIDE], trade[_VOLUME], trade[_PRICE_OPEN], trade[_PRICE]
+        side, volume, price = trade[_SIDE], trade[_VOLUME], trade[_PRICE]
         low = high = side * price
         for k in range(trade[_FIRST], trade[_LAST] + 1):
             _, begin, against, towards = _quotes_nb(params, pieces[k], side)
@@ -150,37 +140,21 @@ def _bounds_nb(params: I8, pieces: I8, rollovers: I8, trades: I8, allowance: flo
                 low = min(low, side * against)
             if k < trade[_LAST]:
                 high = max(high, side * towards)
-        out[i, 2] = min(0, profit_nb(params, side, volume, entry, side * low))
-        out[i, 3] = max(0, profit_nb(params, side, volume, entry, side * high))
+        out[i, 2] = min(0, trade[_BOOKED] + _profit_nb(params, trade, side * low))
+        out[i, 3] = max(0, trade[_BOOKED] + _profit_nb(params, trade, side * high))
         out[i, :2] = 0
         if trade[_IS_INSIDE]:
             bar = pieces[trade[_LAST]]
             slack = _nights_nb(params, trade, bar, rollovers)
             for j, other in enumerate(_exits_nb(params, trade, bar, allowance)):
-                out[i, j] = profit_nb(params, side, volume, entry, other) - profit_nb(params, side, volume, entry, price)
+                out[i, j] = _profit_nb(params, trade, other) - _profit_nb(params, trade, price)
                 if params[COMMISSION_EXIT]:
                     out[i, j] += commission_nb(params, volume, other) - commission_nb(params, volume, price)
                 out[i, j] += slack * (2 * j - 1)
 
-@kernel
-def _all_levels_nb(
-    params: I8, limits: F8, points: I8, known: I8, opens: I8, length: int, rollovers: I8, starts: I8, targets: F8, trades: I8, account: I8,
-    positions: I8, state: F8, intents: I8,
-) -> None:
-    "Write the levels of the trades that a stop or a stop-out closed inside a bar."
-    for i in range(trades.shape[0]):
-        if trades[i, _IS_INSIDE] and trades[i, _REASON] != engine.REASON_TP:
-            state[:] = 0
-            state[LAST_ID], state[DAY] = np.nan, -1
-            trades[i, _SL], trades[i, _TP] = _levels_nb(
-                params, limits, points, known, opens, length, rollovers, starts, targets, trades[i], account, positions, state, intents,
-            )
-
 # %% ../../nbs/50_backtest.bounds.ipynb #4ebba214
 def trade_bounds(
-    deals: I8,                # Shape (n, N_DEAL), from the engine; whole positions are closed
-    starts: I8,               # Rows of `points` at which the targets change
-    targets: F8,              # Shape (len(starts), N_TARGET): those that are decided on from there on
+    deals: I8,                # Shape (n, N_DEAL), from the engine
     points: I8,               # The bars that were played, from `point_bars`
     rollovers: I8,            # Shape (midnights, 2): time and days of swap
     length: int,              # Milliseconds of a bar
@@ -188,35 +162,24 @@ def trade_bounds(
     allowance: float = 1.0,   # How much a spread may widen inside a bar, as a share of it
     finer: tuple[I8, I8, I8] | None = None,   # From `Pieces`, where these were played: `params`, `rows`, `starts`
 ) -> pd.DataFrame:            # Indexed by position: `BOUND_COLUMNS`; worst and best are what to add to the net result
-    "Say in what interval the result of each closed trade lies, and how far its price went."
-    without = RiskLimits(*[float("inf")] * 5)   # the entries were allowed
-    risk = RiskManager(profile, without, length)
-    is_exit = deals[:, engine.ENTRY] == engine.ENTRY_OUT
-    entries, exits = deals[~is_exit], deals[is_exit]
-    entries = entries[np.searchsorted(entries[:, engine.POSITION], exits[:, engine.POSITION])]  # positions are numbered as they are opened
+    "Say in what interval the result of each trade lies, and how far its price went."
+    params = account_params(profile)
     money = deals[:, [engine.PROFIT, engine.COMMISSION, engine.DEAL_SWAP]].sum(axis=1)
-    before = round(profile.deposit * 100) + np.cumsum(money) - money
-    trades = np.zeros((len(exits), _N_TRADE), np.int64)
-    trades[:, [_SIDE, _VOLUME, _PRICE_OPEN]] = entries[:, [engine.DEAL_SIDE, engine.DEAL_VOLUME, engine.PRICE]]
-    trades[:, [_PRICE, _REASON, _SWAP]] = exits[:, [engine.PRICE, engine.REASON, engine.DEAL_SWAP]]
-    known, pieces, begins = finer or (risk.params, points, np.arange(len(points) + 1))
-    opened, closed = entries[:, engine.DEAL_TIME], exits[:, engine.DEAL_TIME]
-    for column, times in ((_FIRST_BAR, opened), (_LAST_BAR, closed)):
-        trades[:, column] = np.searchsorted(points[:, BAR_TIME], times, side="right") - 1
-    # An entry is the first piece's first tick, also where more ticks have its time.
-    trades[:, _FIRST] = begins[trades[:, _FIRST_BAR]]
-    trades[:, _LAST] = last = np.searchsorted(pieces[:, BAR_TIME], closed, side="right") - 1
-    trades[:, _LENGTH] = length if finer is None else pieces[last, -1]
-    trades[:, _IS_INSIDE] = closed > pieces[last, BAR_TIME]
-    trades[:, _BALANCE] = before[is_exit]
-    scratch = (*engine.new_account(0, 1), risk.new_state(), np.zeros((MAX_INTENTS, N_INTENT), np.int64))
-    opens = points if finer is None else pieces[begins[:-1]]
-    _all_levels_nb(risk.params, risk.vector, points, known, opens, length, rollovers, starts, targets, trades, *scratch)
-    out = np.empty((len(exits), 4), np.int64)
-    _bounds_nb(known, pieces, rollovers, trades, float(allowance), out)
+    order = np.argsort(deals[:, engine.POSITION], kind="stable")
+    before, ordered = (round(profile.deposit * 100) + np.cumsum(money) - money)[order], deals[order]
+    params, pieces, begins = finer or (params, points, np.arange(len(points) + 1))
+    # A stretch begins at the first tick of a bar, also where more ticks have its time.
+    moments = ordered[:, engine.DEAL_TIME]
+    firsts, lasts = (np.searchsorted(times, moments, side="right") - 1 for times in (points[:, BAR_TIME], pieces[:, BAR_TIME]))
+    rows = np.empty((len(deals), _N_STRETCH), np.int64)
+    rows = rows[: _stretches_nb(ordered, begins[firsts], lasts, moments > pieces[lasts, BAR_TIME], before, rows)]
+    rows[:, _LENGTH] = length if finer is None else pieces[rows[:, _LAST], -1]
+    out = np.empty((len(rows), 4), np.int64)
+    _bounds_nb(params, pieces, rollovers, rows, float(allowance), out)
     cents: F8 = out / 100
-    is_ambiguous = (trades[:, _IS_INSIDE] > 0) & (trades[:, _REASON] != engine.REASON_TP)
-    return pd.DataFrame(
+    is_ambiguous = (rows[:, _IS_INSIDE] > 0) & (rows[:, _REASON] != engine.REASON_TP)
+    frame = pd.DataFrame(
         {"worst": cents[:, 0], "best": cents[:, 1], "is_ambiguous": is_ambiguous, "mae": cents[:, 2], "mfe": cents[:, 3]},
-        index=pd.Index(exits[:, engine.POSITION], name="position"),
+        index=pd.Index(rows[:, _POSITION], name="position"),
     )
+    return frame.groupby("position").agg({"worst": "last", "best": "last", "is_ambiguous": "last", "mae": "min", "mfe": "max"})

@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.playback.html.md"""
 
 # %% auto #0
 __all__ = ['LOWEST', 'HIGHEST', 'FIRST', 'LAST', 'N_ROWS', 'execute_nb', 'quotes_nb', 'levels_nb', 'calm_until_nb', 'pass_nb',
-           'idle_nb', 'changes', 'run_nb', 'Chunk', 'Market', 'BlockMarket']
+           'idle_nb', 'changes', 'run_nb', 'run_strategies_nb', 'Chunk', 'Market', 'BlockMarket']
 
 # %% ../../nbs/51_backtest.playback.ipynb #78d209b1
 from collections.abc import Iterator
@@ -26,11 +26,14 @@ from btcbot.engine.account import (
     BALANCE,
     BID,
     CREDIT,
+    DEAL_SIDE,
+    DEAL_VOLUME,
     N_DEALS,
     N_POSITION,
     N_POSITIONS,
     NOW,
     POSITION_VOLUME,
+    PRICE,
     PRICE_OPEN,
     ROLLOVERS_DONE,
     SIDE,
@@ -44,7 +47,7 @@ from btcbot.engine.account import (
     used_margin_nb,
 )
 from ..engine.bars import bar_open_nb, bar_rest_nb
-from ..engine.conditions import STOP_OUT, STOP_OUT_IS_MONEY, VALUE_DEN, VALUE_NUM, account_params, spread_nb
+from ..engine.conditions import STOP_OUT, STOP_OUT_IS_MONEY, VALUE_DEN, VALUE_NUM, account_params, margin_nb, spread_nb
 from ..engine.deals import close_nb, modify_nb, open_nb
 from ..engine.risk import CLOSE as CLOSE_POSITION
 from btcbot.engine.risk import (
@@ -58,13 +61,21 @@ from btcbot.engine.risk import (
     INTENT_VOLUME,
     KIND,
     LIMIT_DRAWDOWN,
-    MAX_INTENTS,
+    LIMIT_STEPS,
+    MAX_DEALS,
     PEAK_EQUITY,
     POINTS_PER_UNIT,
+    SCALED,
+    SIZE_RULE,
     TIME_LIMIT,
     TRAILING,
+    decide_each_nb,
     decide_nb,
+    entry_nb,
+    exits_nb,
     is_waiting_nb,
+    own_nb,
+    volume_nb,
     watch_nb,
 )
 from btcbot.market.bars import (
@@ -89,17 +100,17 @@ from ..market.sessions import in_sessions
 
 # %% ../../nbs/51_backtest.playback.ipynb #1ba98053
 @kernel
-def execute_nb(params: I8, account: I8, positions: I8, deals: I8, intents: I8, n: int) -> None:
-    "Send the first `n` rows of `intents` to the account; a refusal changes nothing."
+def execute_nb(params: I8, account: I8, positions: I8, deals: I8, intents: I8, n: int, magic: int) -> None:
+    "Send the first `n` rows of `intents` to the account under a strategy's `magic`; a refusal changes nothing."
     for k in range(n):
         kind, ticket, volume = intents[k, KIND], intents[k, INTENT_TICKET], intents[k, INTENT_VOLUME]
         sl, tp = intents[k, INTENT_SL], intents[k, INTENT_TP]
         if kind == CLOSE_POSITION:
-            close_nb(params, account, positions, deals, ticket, volume, 0)
+            close_nb(params, account, positions, deals, ticket, volume, magic)
         elif kind == CHANGE_STOPS:
             modify_nb(params, account, positions, ticket, sl, tp)
         else:
-            open_nb(params, account, positions, deals, intents[k, INTENT_SIDE], volume, sl, tp, 0)
+            open_nb(params, account, positions, deals, intents[k, INTENT_SIDE], volume, sl, tp, magic)
 
 # %% ../../nbs/51_backtest.playback.ipynb #9369f482
 LOWEST, HIGHEST, FIRST, LAST, N_ROWS = range(5)   # Rows of bids; those of asks follow
@@ -298,7 +309,7 @@ def run_nb(
     figures, equity, low, since, days = borrow_nb(figures), borrow_nb(equity), borrow_nb(low), borrow_nb(since), borrow_nb(days)
     i, m, margin, is_known, levels = begin, 0, 0, False, (0, 0, 0, 0, 0)
     while i < end:
-        if account[N_DEALS] + account[N_POSITIONS] + MAX_INTENTS > deals.shape[0]:
+        if account[N_DEALS] + account[N_POSITIONS] + MAX_DEALS > deals.shape[0]:
             return i
         while m + 1 < since.shape[0] and since[m + 1] <= i:
             m, is_known = m + 1, False
@@ -334,11 +345,18 @@ def run_nb(
             position = positions[0] if count > 0 else none
             if not is_calm or count == 0:
                 margin = used_margin_nb(params, account, positions)
-            n = decide_nb(
-                params, limits, state, target, bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i],
-                equity_nb(params, account, positions), margin, position, intents,
-            )
-            execute_nb(params, account, positions, deals, intents, n)
+            money = equity_nb(params, account, positions)
+            if count > 1 or target[SIZE_RULE] >= SCALED:
+                n = decide_each_nb(
+                    params, limits, state, target, bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i], money, margin,
+                    positions[:count].copy(), intents,
+                )
+            else:
+                n = decide_nb(
+                    params, limits, state, target, bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i], money, margin,
+                    position, intents,
+                )
+            execute_nb(params, account, positions, deals, intents, n, 0)
             is_known = is_known and n == 0
         # The rest, in the same way.
         count = account[N_POSITIONS]
@@ -364,6 +382,58 @@ def run_nb(
         if equity.shape[0] > 0:
             low[i], equity[i] = lowest, at_close
         i += 1
+    return end
+
+# %% ../../nbs/51_backtest.playback.ipynb #5d7a14a6
+@kernel
+def run_strategies_nb(
+    params: I8, limits: F8, states: F8, account: I8, positions: I8, deals: I8, rollovers: I8, bars: I8, days: I8, length: int,
+    first: int, since: I8, wanted: F8, ends: I8, begin: int, end: int, intents: I8, figures: F8, parts: I8, equity: I8, low: I8,
+) -> int:
+    "Play bars as `run_nb` does, for a strategy in each row of `states`, whose targets end at `ends`, the next one's following."
+    count, own_limits = states.shape[0], limits.copy()
+    m, held, sent = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
+    m[1:] = ends[: count - 1]
+    own = np.zeros((count, positions.shape[0], N_POSITION), np.int64)
+    for i in range(begin, end):
+        if account[N_DEALS] + account[N_POSITIONS] + MAX_DEALS * count > deals.shape[0]:
+            return i
+        bar_open_nb(params, account, positions, deals, rollovers, bars[i])
+        if i > first:
+            now, bid, ask, day = account[NOW], account[BID], account[ASK], days[i]
+            money, margin, total = equity_nb(params, account, positions), used_margin_nb(params, account, positions), 0
+            for s in range(count):
+                while m[s] + 1 < ends[s] and since[m[s] + 1] <= i:
+                    m[s] += 1
+                held[s] = own_nb(positions, account[N_POSITIONS], s, own[s])
+                watch_nb(limits, states[s], day, now, money)
+                sent[s], freed = exits_nb(
+                    params, limits, states[s], wanted[m[s]], bars[i - 1], length, now, bid, ask, day, money, own[s, : held[s]], intents[s],
+                )
+                margin, total = margin - freed, total + volume_nb(own[s, : held[s]])
+            for kind in (CLOSE_POSITION, CHANGE_STOPS):
+                for s in range(count):
+                    for j in range(sent[s]):
+                        if intents[s, j, KIND] == kind:
+                            execute_nb(params, account, positions, deals, intents[s, j : j + 1], 1, s)
+            for s in range(count):
+                own_limits[LIMIT_STEPS] = limits[LIMIT_STEPS] - total + volume_nb(own[s, : held[s]])
+                n, before = entry_nb(
+                    params, own_limits, states[s], wanted[m[s]], bars[i - 1], length, now, bid, ask, day, money, margin,
+                    own[s, : held[s]], intents[s],
+                ), account[N_DEALS]
+                execute_nb(params, account, positions, deals, intents[s], n, s)
+                if account[N_DEALS] > before:
+                    deal = deals[before]
+                    margin += margin_nb(params, deal[DEAL_SIDE], deal[DEAL_VOLUME], deal[PRICE])
+                    total += deal[DEAL_VOLUME]
+        lowest = at_close = int(account[BALANCE] + account[CREDIT])
+        if account[N_POSITIONS] > 0:
+            lowest = bar_rest_nb(params, account, positions, deals, rollovers, bars[i], length)
+            at_close = equity_nb(params, account, positions)
+        day_nb(figures, parts, bars[i, BAR_TIME] // _DAY)
+        mark_nb(figures, lowest, at_close, account[N_POSITIONS] > 0)
+        low[i], equity[i] = lowest, at_close
     return end
 
 # %% ../../nbs/51_backtest.playback.ipynb #20d16f10

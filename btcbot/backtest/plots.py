@@ -156,7 +156,7 @@ def closed_trades(
     deals: pd.DataFrame,   # Columns `DEAL_COLUMNS`; the two costs inside the price may be absent
 ) -> pd.DataFrame:         # As `trade_frame` gives it
     "Return the trades that were opened and closed among `deals`."
-    known = deals.assign(**{c: 0.0 for c in DEAL_COLUMNS if c not in deals.columns})
+    known = deals.assign(**{c: 1.0 if c == "volume" else 0.0 for c in DEAL_COLUMNS if c not in deals.columns})
     return trade_frame(known[known["position"].isin(known.loc[known["entry"] == "in", "position"])])
 
 

@@ -32,7 +32,7 @@ from btcbot.engine.account import (
 )
 from ..engine.bars import bar_open_nb, bar_rest_nb
 from ..engine.conditions import SPREAD_POINTS, SPREAD_PPM, UNLIMITED, account_params, spread_nb
-from ..engine.risk import MAX_INTENTS, decide_nb
+from ..engine.risk import MAX_DEALS, SCALED, SIZE_RULE, decide_each_nb, decide_nb
 from btcbot.market.bars import (
     BAR_CLOSE,
     BAR_HIGH,
@@ -196,18 +196,25 @@ def run_pieces_nb(
     none, m = np.zeros(N_POSITION, np.int64), 0
     account, positions, deals, pieces = borrow_nb(account), borrow_nb(positions), borrow_nb(deals), borrow_nb(pieces)
     for i in range(begin, end):
-        if account[N_DEALS] + account[N_POSITIONS] + MAX_INTENTS > deals.shape[0]:
+        if account[N_DEALS] + account[N_POSITIONS] + MAX_DEALS > deals.shape[0]:
             return i
         while m + 1 < since.shape[0] and since[m + 1] <= i:
             m += 1
         bar_open_nb(known, account, positions, deals, rollovers, pieces[starts[i]])
         if i > first:
-            n = decide_nb(
-                params, limits, state, wanted[m], bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i],
-                equity_nb(params, account, positions), used_margin_nb(params, account, positions),
-                positions[0] if account[N_POSITIONS] > 0 else none, intents,
-            )
-            execute_nb(params, account, positions, deals, intents, n)
+            count, target, now, bid, ask = account[N_POSITIONS], wanted[m], account[NOW], account[BID], account[ASK]
+            money, margin = equity_nb(params, account, positions), used_margin_nb(params, account, positions)
+            if count > 1 or target[SIZE_RULE] >= SCALED:
+                own = positions[:count].copy()
+                n = decide_each_nb(
+                    params, limits, state, target, bars[i - 1], length, now, bid, ask, days[i], money, margin, own, intents,
+                )
+            else:
+                position = positions[0] if count > 0 else none
+                n = decide_nb(
+                    params, limits, state, target, bars[i - 1], length, now, bid, ask, days[i], money, margin, position, intents,
+                )
+            execute_nb(params, account, positions, deals, intents, n, 0)
         lowest = UNLIMITED
         for k in range(starts[i], starts[i + 1]):
             piece = pieces[k]

@@ -11,9 +11,9 @@ __all__ = ['BALANCE', 'NEXT_ORDER', 'NEXT_DEAL', 'N_POSITIONS', 'N_DEALS', 'NOW'
            'TP', 'TIME_OPEN', 'TIME_UPDATE', 'MAGIC', 'SWAP', 'IDENTIFIER', 'PRICE_REST', 'PRICE_DEN',
            'POSITION_REASON', 'N_POSITION', 'DEAL', 'ORDER', 'DEAL_TIME', 'DEAL_SIDE', 'ENTRY', 'DEAL_MAGIC',
            'POSITION', 'REASON', 'DEAL_VOLUME', 'PRICE', 'QUOTE', 'MID2', 'COMMISSION', 'DEAL_SWAP', 'PROFIT',
-           'DEAL_KIND', 'FROM_BOOK', 'LEVEL', 'SO_EQUITY', 'SO_MARGIN', 'N_DEAL', 'ENTRY_IN', 'ENTRY_OUT',
-           'ENTRY_INOUT', 'ENTRY_OUT_BY', 'REASON_CLIENT', 'REASON_EXPERT', 'REASON_SL', 'REASON_TP', 'REASON_SO',
-           'KIND_TRADE', 'KIND_BALANCE', 'KIND_CREDIT', 'REJECTED', 'PLACED', 'DONE', 'PARTIAL', 'INVALID',
+           'DEAL_KIND', 'FROM_BOOK', 'LEVEL', 'SO_EQUITY', 'SO_MARGIN', 'DEAL_SL', 'DEAL_TP', 'N_DEAL', 'ENTRY_IN',
+           'ENTRY_OUT', 'ENTRY_INOUT', 'ENTRY_OUT_BY', 'REASON_CLIENT', 'REASON_EXPERT', 'REASON_SL', 'REASON_TP',
+           'REASON_SO', 'KIND_TRADE', 'KIND_BALANCE', 'KIND_CREDIT', 'REJECTED', 'PLACED', 'DONE', 'PARTIAL', 'INVALID',
            'INVALID_VOLUME', 'INVALID_PRICE', 'INVALID_STOPS', 'NO_MONEY', 'NO_CHANGES', 'FROZEN', 'TOO_MANY_ORDERS',
            'TOO_MUCH', 'NO_POSITION', 'CLOSE_VOLUME', 'TOO_MANY', 'NOT_OLDEST', 'HEDGE_PROHIBITED', 'MAX_POSITIONS',
            'new_account', 'new_deals', 'set_quote_nb', 'liquidity_nb', 'consume_nb', 'position_profit_nb',
@@ -61,8 +61,8 @@ from btcbot.engine.conditions import (
 ) = range(15)
 (
     DEAL, ORDER, DEAL_TIME, DEAL_SIDE, ENTRY, DEAL_MAGIC, POSITION, REASON, DEAL_VOLUME,
-    PRICE, QUOTE, MID2, COMMISSION, DEAL_SWAP, PROFIT, DEAL_KIND, FROM_BOOK, LEVEL, SO_EQUITY, SO_MARGIN, N_DEAL,
-) = range(21)
+    PRICE, QUOTE, MID2, COMMISSION, DEAL_SWAP, PROFIT, DEAL_KIND, FROM_BOOK, LEVEL, SO_EQUITY, SO_MARGIN, DEAL_SL, DEAL_TP, N_DEAL,
+) = range(23)
 ENTRY_IN, ENTRY_OUT, ENTRY_INOUT, ENTRY_OUT_BY = 0, 1, 2, 3
 REASON_CLIENT, REASON_EXPERT, REASON_SL, REASON_TP, REASON_SO = 0, 3, 4, 5, 6
 KIND_TRADE, KIND_BALANCE, KIND_CREDIT = 0, 2, 3
@@ -214,6 +214,7 @@ def log_deal_nb(
     row[MID2] = account[BID] + account[ASK]
     row[COMMISSION], row[DEAL_SWAP], row[PROFIT] = commission, swap, profit
     row[DEAL_KIND], row[FROM_BOOK], row[LEVEL], row[SO_EQUITY], row[SO_MARGIN] = KIND_TRADE, 0, 0, 0, 0
+    row[DEAL_SL] = row[DEAL_TP] = 0
     account[BALANCE] += commission + swap + profit
     account[N_DEALS] += 1
     account[NEXT_DEAL] += 1
@@ -240,6 +241,7 @@ def close_row_nb(
     log_deal_nb(
         account, deals, order, -side, entry, magic, position[IDENTIFIER], reason, volume, price, quote, commission, swap, profit,
     )
+    deals[account[N_DEALS] - 1, DEAL_SL], deals[account[N_DEALS] - 1, DEAL_TP] = position[SL], position[TP]
     if volume < whole:
         position[POSITION_VOLUME] -= volume
         position[SWAP] -= swap

@@ -6,13 +6,14 @@ Docs: https://btcbot.github.io/btcbot/engine.risk.html.md"""
 
 # %% auto #0
 __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT', 'TRAILING', 'BREAK_EVEN', 'TIME_LIMIT',
-           'N_TARGET', 'SIZE_LOTS', 'SIZE_RISK', 'LOT_STEP', 'POINTS_PER_UNIT', 'LIMIT_STEPS', 'LIMIT_DRAWDOWN',
-           'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'N_LIMITS', 'LAST_ID', 'PEAK_EQUITY', 'DAY',
-           'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS',
-           'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE',
-           'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION',
-           'MAX_INTENTS', 'RiskLimits', 'entry_volume_nb', 'watch_nb', 'is_waiting_nb', 'decide_nb', 'RiskManager',
-           'refusals', 'no_position']
+           'N_TARGET', 'SIZE_LOTS', 'SIZE_RISK', 'SCALED', 'LOT_STEP', 'POINTS_PER_UNIT', 'LIMIT_STEPS',
+           'LIMIT_DRAWDOWN', 'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'N_LIMITS', 'LAST_ID',
+           'PEAK_EQUITY', 'DAY', 'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN',
+           'REFUSED_DAILY_LOSS', 'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET',
+           'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS',
+           'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits', 'entry_volume_nb', 'watch_nb',
+           'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb', 'entry_nb', 'decide_each_nb', 'RiskManager',
+           'refusals', 'no_positions']
 
 # %% ../../nbs/11_engine.risk.ipynb #4267568d
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from .account import N_POSITION, POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET, TIME_OPEN
+from .account import MAGIC, N_POSITION, POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET, TIME_OPEN
 from .account import SL as POSITION_SL
 from .account import TP as POSITION_TP
 from btcbot.engine.conditions import (
@@ -56,6 +57,7 @@ from ..market.profile import BrokerProfile
 TARGET_ID, TARGET_SIDE, SIZE_RULE, SIZE, STOP, TAKE_PROFIT, TRAILING, BREAK_EVEN, TIME_LIMIT, N_TARGET = range(10)
 SIZE_LOTS: Final = 0.0   # SIZE is a volume in lots
 SIZE_RISK: Final = 1.0   # SIZE is the share of the equity that a stop may cost
+SCALED: Final = 2.0      # Added to either: a position that is held is brought to that size, otherwise it keeps its volume
 
 # %% ../../nbs/11_engine.risk.ipynb #b9d2a0ef
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class RiskLimits:
 REFUSALS: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size")  # in the order of the state's columns
 KIND, INTENT_TICKET, INTENT_SIDE, INTENT_VOLUME, INTENT_SL, INTENT_TP, N_INTENT = range(7)
 CLOSE, CHANGE_STOPS, OPEN_POSITION = 1, 2, 3
-MAX_INTENTS: Final = 3
+MAX_PARTS: Final = 64                    # Positions of one strategy on a hedging account
+MAX_INTENTS: Final = 2 * MAX_PARTS + 2   # An exit or a part of one and a change for each, an entry
+MAX_DEALS: Final = 3                     # Of a strategy at one bar, beyond one for each position: a part, an entry, the exit of that
 
 # %% ../../nbs/11_engine.risk.ipynb #0ca0b5c6
 @kernel
@@ -178,7 +182,7 @@ def decide_nb(
     params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int,
     equity: int, used_margin: int, position: I8, out: I8,
 ) -> int:
-    "Turn a target into at most MAX_INTENTS rows of `out`; return their number. `position` has ticket 0 when there is none."
+    "Turn a target into at most 3 rows of `out` for one position that isn't scaled; return their number. No position has ticket 0."
     watch_nb(limits, state, day, now, equity)
     is_new = not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]
     if is_new:
@@ -234,6 +238,138 @@ def decide_nb(
     out[n, INTENT_SL], out[n, INTENT_TP] = sl, _level_nb(params, limits, wanted, quote, protect, target[TAKE_PROFIT], 1)
     return n + 1
 
+# %% ../../nbs/11_engine.risk.ipynb #f6586a60
+@kernel
+def own_nb(positions: I8, count: int, magic: int, own: I8) -> int:
+    "Copy the positions of a strategy, the oldest first; return their number."
+    n = 0
+    for k in range(count):
+        if positions[k, MAGIC] == magic:
+            own[n] = positions[k]
+            n += 1
+    return n
+
+
+@kernel
+def volume_nb(own: I8) -> int:
+    "Volume of some positions, in steps."
+    volume = 0
+    for k in range(own.shape[0]):
+        volume += own[k, POSITION_VOLUME]
+    return volume
+
+
+@kernel
+def _is_new_nb(state: F8, target: F8) -> bool:
+    return bool(not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID])
+
+
+@kernel
+def _asked_nb(params: I8, limits: F8, target: F8, bid: int, ask: int, equity: int) -> int:
+    "Volume in steps that a scaled target wants held; -1 where it can't be told, a share at risk without a stop."
+    side = int(target[TARGET_SIDE])
+    quote, protect = (ask, bid) if side > 0 else (bid, ask)
+    sl = _level_nb(params, limits, side, quote, protect, target[STOP], -1)
+    rule = target[SIZE_RULE] - SCALED
+    if rule == SIZE_RISK and sl == 0:
+        return -1
+    return entry_volume_nb(params, limits, side, rule, target[SIZE], slipped_nb(params, side, quote), sl, equity, 2**60)
+
+
+@kernel
+def exits_nb(
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int, own: I8,
+    out: I8,
+) -> tuple[int, int]:
+    "Write exits, then changes of stops, of a strategy's positions; `own` becomes what is left. Return their number and the margin freed."
+    n, freed, held, excess, scratch = 0, 0, 0, 0, state.copy()
+    for k in range(own.shape[0]):
+        position = own[k]
+        scratch[:] = state
+        count = decide_nb(params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:])
+        if count > 0 and out[n, KIND] == CLOSE:
+            freed += margin_nb(params, position[SIDE], position[POSITION_VOLUME], position[PRICE_OPEN])
+            position[POSITION_VOLUME] = 0
+            n += 1
+        held += position[POSITION_VOLUME]
+    if held > 0 and target[SIZE_RULE] >= SCALED and _is_new_nb(state, target):
+        asked = _asked_nb(params, limits, target, bid, ask, equity)
+        excess = held - asked if asked >= 0 else 0
+    for k in range(own.shape[0]):
+        position = own[k]
+        volume, side, price = position[POSITION_VOLUME], position[SIDE], position[PRICE_OPEN]
+        part = min(excess, volume)
+        if part > 0 and (part == volume or part >= params[VOLUME_MIN]):
+            out[n, KIND], out[n, INTENT_TICKET], out[n, INTENT_SIDE] = CLOSE, position[TICKET], -side
+            out[n, INTENT_VOLUME], out[n, INTENT_SL], out[n, INTENT_TP] = part, 0, 0
+            freed += margin_nb(params, side, volume, price) - margin_nb(params, side, volume - part, price)
+            position[POSITION_VOLUME] -= part
+            excess -= part
+            n += 1
+    for k in range(own.shape[0]):
+        position = own[k]
+        scratch[:] = state
+        if position[POSITION_VOLUME] > 0 and decide_nb(
+            params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:],
+        ) > 0:
+            position[POSITION_SL], position[POSITION_TP] = out[n, INTENT_SL], out[n, INTENT_TP]
+            n += 1
+    return n, freed
+
+
+@kernel
+def entry_nb(
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int,
+    used_margin: int, own: I8, out: I8,
+) -> int:
+    "Write the entry of a strategy that has `own` left after its exits, if there is one; return 1 or 0."
+    if not _is_new_nb(state, target):
+        return 0
+    wanted, held, parts, sl, tp = int(target[TARGET_SIDE]), volume_nb(own), 0, 0, 0
+    if held == 0:
+        plain = target.copy()
+        plain[SIZE_RULE] %= SCALED
+        return decide_nb(
+            params, limits, state, plain, bar, length, now, bid, ask, day, equity, used_margin, np.zeros(N_POSITION, np.int64), out,
+        )
+    state[LAST_ID] = target[TARGET_ID]
+    if not target[SIZE_RULE] >= SCALED:
+        return 0
+    for k in range(own.shape[0]):
+        if own[k, POSITION_VOLUME] > 0:
+            parts, tp = parts + 1, own[k, POSITION_TP]
+            sl = own[k, POSITION_SL] if _tighter_nb(wanted, sl, own[k, POSITION_SL]) else sl
+    asked = _asked_nb(params, limits, target, bid, ask, equity)
+    if 0 <= asked <= held:
+        return 0
+    refused = _refusal_nb(params, limits, state, bar[BAR_TIME] + length, now, bid, ask, equity)
+    if refused < 0 and asked < 0:
+        refused = REFUSED_NO_STOP
+    volume = 0
+    if refused < 0:
+        entry, more = slipped_nb(params, wanted, ask if wanted > 0 else bid), (asked - held) * limits[LOT_STEP]
+        volume = entry_volume_nb(params, limits, wanted, SIZE_LOTS, more, entry, 0, equity, equity - used_margin)
+        refused = REFUSED_SIZE if volume == 0 or parts == MAX_PARTS else -1
+    if refused >= 0:
+        state[refused] += 1
+        return 0
+    out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE], out[0, INTENT_VOLUME] = OPEN_POSITION, 0, wanted, volume
+    out[0, INTENT_SL], out[0, INTENT_TP] = sl, tp
+    return 1
+
+
+@kernel
+def decide_each_nb(
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int,
+    used_margin: int, own: I8, out: I8,
+) -> int:
+    "Turn a target into at most MAX_INTENTS rows of `out` for all positions of a strategy, which are changed; return their number."
+    watch_nb(limits, state, day, now, equity)
+    n, freed = exits_nb(params, limits, state, target, bar, length, now, bid, ask, day, equity, own, out)
+    return n + entry_nb(
+        params, limits, state, target, bar, length, now, bid, ask, day, equity, used_margin - freed, own, out[n:],
+    )
+
 # %% ../../nbs/11_engine.risk.ipynb #0e0c9c13
 class RiskManager:
     "The limits of an account, their state, and the decisions they allow."
@@ -273,12 +409,12 @@ class RiskManager:
         day: int,           # Number of the broker's day
         equity: int,        # Cents
         used_margin: int,   # Cents
-        position: I8,       # This strategy's position, or `no_position()`
+        positions: I8,      # Shape (n, N_POSITION): this strategy's, the oldest first
     ) -> I8:                # Shape (n, N_INTENT): what to send, in this order
         "Return the requests that lead to `target` within the limits."
-        n = decide_nb(
+        n = decide_each_nb(
             self.params, self.vector, self.state, target, bar, self.timeframe_ms, now, bid, ask, day,
-            equity, used_margin, position, self._out,
+            equity, used_margin, positions.copy(), self._out,
         )
         return self._out[:n].copy()
 
@@ -307,6 +443,8 @@ def refusals(
     return {name: int(state[REFUSED_AGE + k]) for k, name in enumerate(REFUSALS)}
 
 
-def no_position() -> I8:
-    "Return the row that stands for no position."
-    return np.zeros(N_POSITION, np.int64)
+def no_positions(
+    count: int = 0,   # Rows, to be filled
+) -> I8:              # Shape (count, N_POSITION)
+    "Return a table of positions."
+    return np.zeros((count, N_POSITION), np.int64)

@@ -24,7 +24,7 @@ from ..core.metrics import Metrics
 from ..core.progress import progress
 from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
-from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_position
+from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_positions
 from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, timeframe_ms
 from ..market.clock import ServerClock, format_utc, to_server, to_utc
 from ..market.profile import BrokerProfile
@@ -202,7 +202,7 @@ class Trader:
         bar = point_bars(block[-1:], self.profile.symbol.digits)[0]
         intents = self.risk.decide(
             self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
-            round(account.equity * 100), round(account.margin * 100), self._position(positions),
+            round(account.equity * 100), round(account.margin * 100), self._own(positions),
         )
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
         metrics.drawdown.set(self.risk.drawdown(round(account.equity * 100)))
@@ -303,16 +303,16 @@ class Trader:
     def _points(self, price: float) -> int:
         return round(price * self._unit)
 
-    def _position(self, positions: Sequence[TradePosition]) -> I8:
-        row, step = no_position(), self.profile.symbol.volume_step
-        for p in positions:
-            if self.is_own(p):
-                row[[engine.TICKET, engine.SIDE]] = p.ticket, 1 if p.type == C.POSITION_TYPE_BUY else -1
-                row[[engine.POSITION_VOLUME, engine.PRICE_OPEN]] = round(p.volume / step), self._points(p.price_open)
-                row[[engine.SL, engine.TP]] = self._points(p.sl), self._points(p.tp)
-                row[[engine.TIME_OPEN, engine.SWAP]] = self._utc(p.time_msc), round(p.swap * 100)
-                break
-        return row
+    def _own(self, positions: Sequence[TradePosition]) -> I8:
+        "This strategy's positions as the engine has them, the oldest first."
+        own = sorted((p for p in positions if self.is_own(p)), key=lambda p: (p.time_msc, p.ticket))
+        rows, step = no_positions(len(own)), self.profile.symbol.volume_step
+        for row, p in zip(rows, own, strict=True):
+            row[[engine.TICKET, engine.SIDE]] = p.ticket, 1 if p.type == C.POSITION_TYPE_BUY else -1
+            row[[engine.POSITION_VOLUME, engine.PRICE_OPEN]] = round(p.volume / step), self._points(p.price_open)
+            row[[engine.SL, engine.TP]] = self._points(p.sl), self._points(p.tp)
+            row[[engine.TIME_OPEN, engine.SWAP]] = self._utc(p.time_msc), round(p.swap * 100)
+        return rows
 
     def run(
         self,

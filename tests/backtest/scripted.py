@@ -18,6 +18,7 @@ from btcbot.engine.deals import close_nb, modify_nb, open_nb
 from btcbot.engine.risk import (
     BREAK_EVEN,
     N_TARGET,
+    SCALED,
     SIZE,
     SIZE_LOTS,
     SIZE_RISK,
@@ -86,11 +87,13 @@ def want(
     trailing: float = np.nan,
     break_even: float = np.nan,
     minutes: float = np.nan,
+    scaled: bool = False,
 ) -> F8:
     """Return what a strategy wants after the bar of that minute: a side, a size, and distances in units of price."""
     target = np.full(N_TARGET, np.nan)
     target[[TARGET_ID, TARGET_SIDE]] = START + minute * MINUTE, side
     target[[SIZE_RULE, SIZE]] = (SIZE_LOTS, lots) if risk is None else (SIZE_RISK, risk)
+    target[SIZE_RULE] += SCALED * scaled
     target[[STOP, TAKE_PROFIT, TRAILING, BREAK_EVEN, TIME_LIMIT]] = stop, take, trailing, break_even, minutes * MINUTE
     return target
 
@@ -111,6 +114,20 @@ def trade(
     """Run the backtester over `bars`; the strategy wants `targets`, the broker's conditions are `profile` with the `changes`."""
     result = Backtester(terms(profile, **changes), limits).run(script(*targets), frame(bars))
     assert result.dropped_bars == 0, "the cleaner keeps a bar of this test from the strategy"
+    return result
+
+
+def scale(minute: int, lots: float, **options: Any) -> F8:
+    """Return the wish to hold `lots`, negative for a short position."""
+    return want(minute, int(np.sign(lots)), abs(lots), scaled=True, **options)
+
+
+def trade_together(
+    bars: Sequence[Prices], *strategies: Sequence[F8], profile: BrokerProfile = PLAIN, limits: RiskLimits | None = None, **changes: Any
+) -> Result:
+    """Run several strategies, each with its targets, on one account."""
+    result = Backtester(terms(profile, **changes), limits).run([script(*targets) for targets in strategies], frame(bars))
+    assert result.dropped_bars == 0, "the cleaner keeps a bar of this test from a strategy"
     return result
 
 

@@ -13,6 +13,8 @@ a point 0.01, nothing costs anything, and a lot at 100.00 holds 10.00 of margin.
 | SL and TP: from the entry on, gaps | `test_stops` |
 | trailing, break-even, time limit, all together | `test_trailing`, `test_break_even`, `test_time`, `test_together` |
 | reversal, the same side again, a part | `test_reversal`, `test_again`, `test_partial` |
+| a position brought to a size | `test_scale` |
+| several strategies on one account | `test_strategies` |
 | commission, swap | `test_commission`, `test_swap` |
 | volume: steps, bounds, share at risk, free margin | `test_volume`, `test_risk`, `test_margin` |
 | stops level, freeze level | `test_level`, `test_freeze` |
@@ -29,8 +31,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scripted import DAY, HOUR, MINUTE, START, Book, Prices, flat, ledger, terms, trade, want
+from scripted import DAY, HOUR, MINUTE, START, Book, Prices, flat, ledger, scale, terms, trade, trade_together, want
 
+from btcbot.backtest.backtester import Result
+from btcbot.core.errors import BtcbotError
 from btcbot.engine.account import (
     DONE,
     FROZEN,
@@ -47,7 +51,7 @@ from btcbot.engine.account import (
     TIME_OPEN,
 )
 from btcbot.engine.conditions import volume_steps
-from btcbot.engine.risk import CHANGE_STOPS, TARGET_ID, RiskLimits, RiskManager, no_position
+from btcbot.engine.risk import CHANGE_STOPS, TARGET_ID, RiskLimits, RiskManager, no_positions
 
 RANGE: Prices = (100, 102, 98, 100, 0)  # opens and closes in the middle
 
@@ -360,6 +364,258 @@ def test_partial_close_realises_profit_commission_and_swap_of_the_part() -> None
     assert book.balance == 10_003.94  # 5.00 - 1.00 - 0.06
 
 
+# --- a position brought to a size
+
+RISING = [flat(100), flat(100), flat(102), flat(103), flat(104), flat(104)]
+
+
+def test_scale_up_and_down_on_a_hedging_account() -> None:
+    # 1 lot at 100.00, 2 more at 102.00. 1.5 are left of 3: the oldest goes whole (3.00), and 0.5 of the other (0.5 * 1.00).
+    run = trade(RISING, scale(0, 1), scale(1, 3), scale(2, 1.5), scale(3, 0))
+    assert ledger(run) == [
+        "60s buy 1 at 100.00 in",
+        "120s buy 2 at 102.00 in",
+        "180s sell 1 at 103.00 expert, profit 3.00",
+        "180s sell 0.5 at 103.00 expert, profit 0.50",
+        "240s sell 1.5 at 104.00 expert, profit 3.00",
+    ]
+    # Two trades; the second sold 0.5 at 103.00 and 1.5 at 104.00, on average 103.75.
+    assert run.trades[["volume", "open", "close", "net"]].to_numpy().tolist() == [[1, 100, 103, 3], [2, 102, 103.75, 3.5]]
+
+
+def test_scale_up_and_down_on_a_netting_account() -> None:
+    # (1 * 100 + 2 * 102) / 3 = 101.333...: 1.5 sold at 103.00 make 2.50, 1.5 at 104.00 make 4.00.
+    # The entries cost 1.00 and 2.00, the exits 1.50 each.
+    targets = scale(0, 1), scale(1, 3), scale(2, 1.5), scale(3, 0)
+    run = trade(RISING, *targets, margin_mode="netting", commission_per_lot=1.0)
+    assert ledger(run) == [
+        "60s buy 1 at 100.00 in, commission -1.00",
+        "120s buy 2 at 102.00 in, commission -2.00",
+        "180s sell 1.5 at 103.00 expert, profit 2.50, commission -1.50",
+        "240s sell 1.5 at 104.00 expert, profit 4.00, commission -1.50",
+    ]
+    # One trade: 6.50 less 6.00. At most it showed 2.50 and 1.5 * (104 - 101.333) = 4.00, at least the 0 of its entry.
+    assert len(run.trades) == 1
+    trade_ = run.trades.iloc[0]
+    assert (trade_["volume"], trade_["open"], trade_["close"], trade_["net"]) == (3, 101.33333333, 103.5, 0.5)
+    assert (trade_["mae"], trade_["mfe"], trade_["worst"], trade_["best"]) == (0, 6.5, 0.5, 0.5)
+
+
+def test_scale_keeps_the_fraction_of_an_average_price() -> None:
+    # 1 coin at 100.00 and 2 at 100.01 are held at 100.00666...; at 107.00 they make 3 * 6.99333 = 20.98. From 100.01, as shown, 20.97.
+    bars = [flat(100), flat(100), flat(100.01), flat(107)]
+    run = trade(bars, scale(0, 0.01), scale(1, 0.03), scale(2, 0), margin_mode="netting", contract_size=100)
+    assert ledger(run)[2:] == ["180s sell 0.03 at 107.00 expert, profit 20.98"]
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_scale_to_the_other_side_closes_all_and_opens_the_size(mode: str) -> None:
+    run = trade(RISING, scale(0, 1), scale(1, 2), scale(2, -0.5), margin_mode=mode)
+    held = run.deals.groupby("side")["volume"].sum()
+    assert (held["buy"], held["sell"]) == (2, 2.5)
+    assert ledger(run)[-1] == "180s sell 0.5 at 103.00 in"
+    assert sum(run.deals["profit"]) == 4  # 3.00 of the first lot, 1.00 of the second
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_scale_without_it_a_position_keeps_its_volume(mode: str) -> None:
+    run = trade(RISING, want(0, 1), want(1, 1, 3), want(2, 1, 0.5), want(3, 0), margin_mode=mode)
+    assert ledger(run) == ["60s buy 1 at 100.00 in", "240s sell 1 at 104.00 expert, profit 4.00"]
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+@pytest.mark.parametrize(("distance", "fill"), [(1.5, "100.40"), (9.0, "96.90")])
+def test_scale_up_puts_one_stop_under_the_whole(mode: str, distance: float, fill: str) -> None:
+    # The first stop is 97.00. At 102.00 the new target asks for 100.50, tighter: all takes it. It asks for 93.00: all keeps 97.00.
+    low = float(fill)
+    bars = [flat(100), flat(100), flat(102), (102, 102, low, low)]
+    run = trade(bars, scale(0, 1, stop=3.0), scale(1, 2, stop=distance), margin_mode=mode)
+    assert set(run.deals["reason"][2:]) == {"sl"}
+    assert run.deals["volume"][2:].sum() == 2
+    assert all(f"200s sell {2 if mode == 'netting' else 1} at {fill} sl" in line for line in ledger(run)[2:])
+
+
+@pytest.mark.parametrize("mode", ["hedging", "netting"])
+def test_scale_up_takes_the_new_target(mode: str) -> None:
+    bars = [flat(100), flat(100), flat(102), (102, 104, 102, 104)]
+    run = trade(bars, scale(0, 1, take=9.0), scale(1, 2, take=1.0), margin_mode=mode)
+    assert set(run.deals["reason"][2:]) == {"tp"}
+    assert run.deals["price"][2:].tolist() == [103.0] * (1 if mode == "netting" else 2)
+
+
+def test_scale_down_leaves_the_stop() -> None:
+    bars = [flat(100), flat(100), flat(102), (102, 102, 97, 97)]
+    run = trade(bars, scale(0, 2, stop=3.0), scale(1, 1, stop=9.0))
+    assert ledger(run)[1:] == ["120s sell 1 at 102.00 expert, profit 2.00", "200s sell 1 at 97.00 sl, profit -3.00"]
+
+
+def test_scale_gives_each_position_its_own_time_and_a_netting_position_the_first() -> None:
+    bars, targets = [flat(100)] * 7, (scale(0, 1, minutes=3), scale(1, 3, minutes=3))
+    assert ledger(trade(bars, *targets))[2:] == ["240s sell 1 at 100.00 expert", "300s sell 2 at 100.00 expert"]
+    assert ledger(trade(bars, *targets, margin_mode="netting"))[2:] == ["240s sell 3 at 100.00 expert"]
+
+
+def test_scale_trails_each_position_and_breaks_even_at_its_own_price() -> None:
+    # Positions at 100.00 and 102.00. The high of 103.10 is 3 above the first only: its stop goes to 100.00.
+    # 104.90 is 2.9 above the second, so that has none.
+    bars = [flat(100), flat(100), flat(102), (102, 103.1, 102, 103), (103, 104.9, 103, 104), (104, 104, 99.5, 99.5)]
+    run = trade(bars, scale(0, 1, break_even=3.0), scale(1, 2, break_even=3.0), margin_mode="hedging")
+    assert ledger(run)[2:] == ["320s sell 1 at 99.50 sl, profit -0.50"]
+    # On average at 101.00: 104.00 is reached by the bar of 104.90, not by that of 103.10; then all goes at 99.50.
+    run = trade(bars, scale(0, 1, break_even=3.0), scale(1, 2, break_even=3.0), margin_mode="netting")
+    assert ledger(run)[2:] == ["320s sell 2 at 99.50 sl, profit -3.00"]
+
+
+def test_scale_by_risk_counts_the_whole_from_the_quote_of_now() -> None:
+    # 0.1 % of 10 000.00 is 10.00: 2 lots with a stop 5.00 away. At 110.00 the equity is 10 020.00: 10.02 / 2.50 = 4.008, so 2 more.
+    # 10.02 / 10.00 = 1.002: 1 is left.
+    bars = [flat(100), flat(100), flat(110), flat(110)]
+    targets = (
+        want(0, 1, risk=0.001, stop=5.0),
+        want(1, 1, risk=0.001, stop=2.5, scaled=True),
+        want(2, 1, risk=0.001, stop=10.0, scaled=True),
+    )
+    assert ledger(trade(bars, *targets)) == [
+        "60s buy 2 at 100.00 in",
+        "120s buy 2 at 110.00 in",
+        "180s sell 2 at 110.00 expert, profit 20.00",
+        "180s sell 1 at 110.00 expert",
+    ]
+
+
+def test_scale_deals_once_for_each_id() -> None:
+    # 0.1 % of 10 000.00 over 1.00 are 10 lots. At 99.50 the equity is 9 995.00, which would be 9.99 lots: nobody asks.
+    bars = [flat(100), flat(100), flat(100), flat(99.5), flat(99.5)]
+    run = trade(bars, want(0, 1, risk=0.0005, stop=1.0, scaled=True), want(1, 1, risk=0.001, stop=1.0, scaled=True))
+    assert ledger(run) == ["60s buy 5 at 100.00 in", "120s buy 5 at 100.00 in"]
+
+
+def test_scale_then_a_plain_target_closes_all_parts() -> None:
+    run = trade(RISING, scale(0, 1), scale(1, 2), want(2, 0))
+    assert ledger(run)[2:] == ["180s sell 1 at 103.00 expert, profit 3.00", "180s sell 1 at 103.00 expert, profit 1.00"]
+
+
+def test_scale_to_the_other_side_may_use_the_margin_of_what_it_closes() -> None:
+    run = trade([flat(100)] * 4, scale(0, 4), scale(1, 10), scale(2, -10), deposit=100.0)
+    assert ledger(run)[2:] == ["180s sell 4 at 100.00 expert", "180s sell 6 at 100.00 expert", "180s sell 10 at 100.00 in"]
+
+
+def test_scale_is_within_the_limit_of_the_sum() -> None:
+    run = trade(RISING, scale(0, 2), scale(1, 9), limits=RiskLimits(max_lots=3))
+    assert ledger(run) == ["60s buy 2 at 100.00 in", "120s buy 1 at 102.00 in"]
+
+
+def test_scale_limits_refuse_more_and_let_less_through() -> None:
+    # 60 points of 100.00 are 60 bps, above 50.
+    wide = [flat(100), flat(100), flat(100, 60), flat(100, 60)]
+    run = trade(wide, scale(0, 2), scale(1, 3), scale(2, 1))
+    assert ledger(run) == ["60s buy 2 at 100.00 in", "180s sell 1 at 100.00 expert"]
+    assert run.refusals["spread"] == 1
+
+
+def test_scale_is_within_the_free_margin() -> None:
+    # Equity 100.00, a lot holds 10.00: after 6 lots 40.00 are free, which are 4 of the 6 more.
+    run = trade([flat(100)] * 3, scale(0, 6), scale(1, 12), deposit=100.0, limits=RiskLimits(max_lots=50))
+    assert ledger(run) == ["60s buy 6 at 100.00 in", "120s buy 4 at 100.00 in"]
+
+
+def test_scale_rounds_down_and_deals_no_less_than_the_least_volume() -> None:
+    # Steps of 0.01, at least 0.10: 1.119 is 1.11, and 0.11 are dealt; 1.15 would need 0.04, 1.06 would need 0.05; 1.00 needs 0.11.
+    bars = [flat(100)] * 7
+    run = trade(bars, scale(0, 1), scale(1, 1.119), scale(2, 1.15), scale(3, 1.06), scale(4, 1), scale(5, 0.09), volume_min=0.1)
+    assert ledger(run) == [
+        "60s buy 1 at 100.00 in",
+        "120s buy 0.11 at 100.00 in",
+        "300s sell 0.11 at 100.00 expert",
+        "360s sell 0.89 at 100.00 expert",
+        "360s sell 0.11 at 100.00 expert",
+    ]
+    assert run.refusals["size"] == 2  # the 0.04, and the position of 0.09 that can't be held: all is closed
+
+
+def test_scale_swap_of_a_part_goes_with_it() -> None:
+    # 36 % a year of 100.00 a lot and night: 2 lots pay 0.20. Half of it leaves with the first lot.
+    bars = {0: flat(100), 1: flat(100), DAY: flat(100), DAY + 1: flat(100), DAY + 2: flat(100)}
+    run = trade(bars, scale(0, 2), scale(DAY, 1), scale(DAY + 1, 0), swap_long=-36)
+    assert [line.split("expert")[1] for line in ledger(run)[1:]] == [", swap -0.10", ", swap -0.10"]
+
+
+# --- several strategies on one account
+
+
+def owned(run: Result) -> list[str]:
+    return [f"{name[-1]}: {line}" for name, line in zip(run.deals["strategy"], ledger(run), strict=True)]
+
+
+def test_strategies_own_what_they_opened() -> None:
+    # The first is long with a stop at 98.00, the second short: the stop takes the first alone, and each closes its own.
+    bars = [flat(100), flat(100), (100, 100, 97.5, 99), flat(99), flat(99)]
+    run = trade_together(bars, [want(0, 1, stop=2.0)], [want(0, -1, 2), want(2, 0)])
+    assert owned(run) == [
+        "1: 60s buy 1 at 100.00 in",
+        "2: 60s sell 2 at 100.00 in",
+        "1: 160s sell 1 at 97.50 sl, profit -2.50",
+        "2: 180s buy 2 at 99.00 expert, profit 2.00",
+    ]
+    assert run.by_strategy[["deals", "trades", "net"]].to_numpy().tolist() == [[2, 1, -2.5], [2, 1, 2.0]]
+    assert run.equity.iloc[-1] == 9_999.5
+
+
+def test_strategies_exits_of_all_come_before_entries_of_any() -> None:
+    # Equity 100.00 carries 10 lots. The second leaves at the tick at which the first enters: the first may use its margin.
+    run = trade_together([flat(100)] * 3, [want(1, -1, 10)], [want(0, 1, 10), want(1, 0)], deposit=100.0)
+    assert owned(run) == ["2: 60s buy 10 at 100.00 in", "2: 120s sell 10 at 100.00 expert", "1: 120s sell 10 at 100.00 in"]
+
+
+def test_strategies_enter_in_their_order_on_what_margin_is_left() -> None:
+    asked = [want(0, 1, 7)]
+    run = trade_together([flat(100)] * 2, asked, asked, asked, deposit=100.0, limits=RiskLimits(max_lots=50))
+    assert owned(run) == ["1: 60s buy 7 at 100.00 in", "2: 60s buy 3 at 100.00 in"]
+    assert run.refusals["size"] == 1
+
+
+def test_strategies_that_the_server_refuses_take_nothing_from_the_next() -> None:
+    # The server allows 5 lots a side: the first is refused, so the second finds the whole margin.
+    run = trade_together([flat(100)] * 2, [want(0, 1, 7)], [want(0, -1, 5)], deposit=100.0, volume_limit=5.0)
+    assert owned(run) == ["2: 60s sell 5 at 100.00 in"]
+
+
+def test_strategies_share_the_largest_volume() -> None:
+    # At most 3 lots, long and short alike. What the first leaves is free for the second at once.
+    run = trade_together([flat(100)] * 3, [want(0, 1, 2), want(1, 0)], [want(0, -1, 2), want(1, 1, 5)], limits=RiskLimits(max_lots=3))
+    assert owned(run) == [
+        "1: 60s buy 2 at 100.00 in",
+        "2: 60s sell 1 at 100.00 in",
+        "1: 120s sell 2 at 100.00 expert",
+        "2: 120s buy 1 at 100.00 expert",
+        "2: 120s buy 3 at 100.00 in",
+    ]
+
+
+def test_strategies_are_halted_together() -> None:
+    # 60 lots lose 5.10 each of 10 000.00: 306.00 are more than 3 %, so the second may not enter any more.
+    bars = [flat(100), flat(100), flat(94.9), flat(94.9)]
+    run = trade_together(bars, [want(0, 1, 60)], [want(2, 1, 1)], limits=RiskLimits(max_lots=99, max_drawdown=0.03))
+    assert owned(run) == ["1: 60s buy 60 at 100.00 in"]
+    assert run.refusals["drawdown"] == 1
+    assert str(run.halted_at)[:16] == "2024-01-01 00:02"
+
+
+def test_strategies_may_scale() -> None:
+    run = trade_together([flat(100), flat(100), flat(102), flat(103)], [scale(0, 1), scale(1, 2)], [scale(0, -2), scale(1, -1)])
+    assert owned(run) == [
+        "1: 60s buy 1 at 100.00 in",
+        "2: 60s sell 2 at 100.00 in",
+        "2: 120s buy 1 at 102.00 expert, profit -2.00",
+        "1: 120s buy 1 at 102.00 in",
+    ]
+
+
+def test_strategies_need_a_hedging_account() -> None:
+    with pytest.raises(BtcbotError, match="2 strategies on a netting account"):
+        trade_together([flat(100)] * 2, [want(0, 1)], [want(0, 1)], margin_mode="netting")
+
+
 # --- commission
 
 
@@ -584,12 +840,12 @@ def test_freeze_keeps_a_stop_that_is_near_the_price(bid: float, line: str) -> No
 @pytest.mark.parametrize(("bid", "asked"), [(10_060, []), (10_061, [[CHANGE_STOPS, 1, 1, 0, 10_000, 0]])])
 def test_freeze_is_not_even_asked_for(bid: int, asked: list[list[int]]) -> None:
     # The position of the test above, in points: opened at 100.00, its stop at 99.90, and a closed bar with a high of 101.00.
-    risk, position = RiskManager(terms(freeze_level=70)), no_position()
-    position[[TICKET, SIDE, POSITION_VOLUME, PRICE_OPEN, SL, TIME_OPEN]] = 1, 1, 100, 10_000, 9_990, START
+    risk, positions = RiskManager(terms(freeze_level=70)), no_positions(1)
+    positions[0, [TICKET, SIDE, POSITION_VOLUME, PRICE_OPEN, SL, TIME_OPEN]] = 1, 1, 100, 10_000, 9_990, START
     target, bar = want(-1, 1, trailing=1.0), np.array([START, 10_000, 10_100, 9_995, bid, 0])
     risk.state = risk.new_state(float(target[TARGET_ID]))
     now = {"now": START + MINUTE, "bid": bid, "ask": bid, "day": 0, "equity": 1_000_000, "used_margin": 1_000}
-    assert risk.decide(target, bar, position=position, **now).tolist() == asked
+    assert risk.decide(target, bar, positions=positions, **now).tolist() == asked
 
 
 def test_freeze_that_the_server_refuses() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from breathing import breathing
 
 from btcbot.backtest.backtester import Result
 from btcbot.backtest.rules import Above, Below, Crosses, Parameter, RuleStrategy
 from btcbot.backtest.sweep import Sweep, sweep
+from btcbot.core.errors import BtcbotError
 from btcbot.engine.risk import RiskLimits
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES
@@ -69,6 +71,19 @@ def test_a_row_is_its_backtest(name: str) -> None:
             seen += 1
     assert seen == 30
     assert trades > 100
+
+
+def test_positions_brought_to_a_size() -> None:
+    """On a netting account a row is its backtest; on a hedging account, where a row would hold several positions, it is refused."""
+    bars = synthetic_bars(8, utc_ms("2024-03-06"), utc_ms("2024-03-09"))
+    points = {"risk": [0.0005, 0.002], "stop": [0.003, 0.01]}
+    hedging, netting = (replace(PROFILES["crypto-24x7"], deposit=100_000.0, margin_mode=mode) for mode in ("hedging", "netting"))
+    found = sweep(breathing, points, bars, account=netting)
+    for row in range(4):
+        deals = check(found, row).deals
+        assert deals.groupby("position").size().max() > 3
+    with pytest.raises(BtcbotError, match="bring a position to a size"):
+        sweep(breathing, points, bars, account=hedging)
 
 
 def test_same_bytes_however_the_work_is_cut() -> None:

@@ -46,5 +46,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engine/bars.py": (_LEDGERS, "nbs/12_engine.bars.ipynb", _SHORT_WAY, _REFERENCE, _ORDERS),
     "engine/risk.py": (_LEDGERS, "nbs/11_engine.risk.ipynb"),
     "backtest/playback.py": (_LEDGERS, _SHORT_WAY),
+    "backtest/bounds.py": (_LEDGERS, "nbs/50_backtest.bounds.ipynb"),
     "engine/orders.py": ("nbs/12_engine.orders.ipynb", _ORDERS),
 }
