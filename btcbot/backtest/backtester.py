@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
+from .bootstrap import bootstrap_intervals
 from .bounds import trade_bounds
 from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
 from .playback import Chunk, Market, changes, run_nb, run_strategies_nb
-from .statistics import buy_and_hold, drawdown, key_figures
+from .statistics import buy_and_hold, daily_returns, drawdown, key_figures
 from .within import Coverage, Pieces, bar_pieces, run_pieces_nb
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
@@ -176,6 +177,15 @@ class Result:
         figures = key_figures(self.equity, self.low, net, self.profile.deposit, self.exposure, sum(self.costs.values()), notional)
         return figures | {"buy and hold": float(self.hold.iloc[-1]) / self.profile.deposit - 1}
 
+    def intervals(
+        self,
+        confidence: float = 0.95,   # Share of the histories inside
+        histories: int = 2_000,     # That are put together from blocks of these days
+        seed: int = 0,
+    ) -> dict[str, tuple[float, float]]:   # "Sharpe ratio" and "net return": from, to; NaN below ten days
+        "Return between what figures these may lie, given how few days there were (see `backtest.bootstrap`)."
+        return bootstrap_intervals(daily_returns(self.equity, self.profile.deposit).to_numpy(np.float64), confidence, histories, seed)
+
     @property
     def costs(self) -> dict[str, float]:
         "Money paid by kind; negative. Spread and slippage are inside the prices of the deals, commission and swap beside them."
@@ -240,9 +250,12 @@ class Result:
                 f"({self.ambiguous} ambiguous), costs {self.costs}{note}")
 
     def _repr_html_(self) -> str:
-        f, all_ = self.figures, self.scenarios
+        f, all_, between = self.figures, self.scenarios, self.intervals()
         rows = {name: f"{f[name]:+.2%}" for name in ("net return", "gross return", "buy and hold", "maximum drawdown")}
         rows |= {name: f"{f[name]:.2f}" for name in ("Sharpe ratio", "Sortino ratio", "profit factor", "turnover")}
+        for name, form in (("net return", "+.2%"), ("Sharpe ratio", ".2f")):
+            low, high = between[name]
+            rows[name] += f" (95 %: {low:{form}} to {high:{form}})" if not np.isnan(low) else ""
         rows |= {"trades": f"{f['trades']:.0f}, {self.ambiguous} of them ambiguous", "win rate": f"{f['win rate']:.1%}"}
         rows |= {"played": str(self.finer)} if self.finer else {}
         rows |= {f"scenario: {name}": f"{value:+,.2f}" for name, value in all_.items()}

@@ -22,7 +22,17 @@ import numpy as np
 import pandas as pd
 
 from .backtester import Result
-from .formats import Table, columns, format_duration, format_number, format_odds, format_percent, format_time, number_cell
+from btcbot.backtest.formats import (
+    THIN,
+    Table,
+    columns,
+    format_duration,
+    format_number,
+    format_odds,
+    format_percent,
+    format_time,
+    number_cell,
+)
 from .page import render
 from .plots import closed_trades, equity_plot, hold_plot, live_equity_plot, price_plot, split_features
 from .statistics import daily_returns
@@ -163,15 +173,21 @@ def _tiles(result: Result) -> list[Tile]:
     f, money, paid = result.figures, result.profile.currency, sum(result.costs.values())
     net, n = float(result.equity.iloc[-1]) - result.profile.deposit, f["trades"]
     alone = f["probability that the Sharpe ratio is above 0"]
+    between = result.intervals()
+    (low, high), (least, most) = between["net return"], between["Sharpe ratio"]
+    spans = [""] * 2
+    if not math.isnan(low):
+        spans = [f"; 95{THIN}%: {format_percent(low, signed=True)} to {format_percent(high, signed=True)}",
+                 f"; 95{THIN}%: {format_number(least, 2)} to {format_number(most, 2)}"]
     luck = "too few days to judge" if math.isnan(alone) else f"above zero: {format_odds(alone)}, as a single trial"
     trades = result.trades
     mae, mfe = (float(trades[c].mean()) if n else math.nan for c in ("mae", "mfe"))
     return [
-        ("Net result", format_percent(f["net return"], signed=True), format_number(net, 2, money, signed=True), _tone(net)),
+        ("Net result", format_percent(f["net return"], signed=True), format_number(net, 2, money, signed=True) + spans[0], _tone(net)),
         ("Before costs", format_percent(f["gross return"], signed=True), "gross return", _tone(f["gross return"])),
         ("Buy and hold", format_percent(f["buy and hold"], signed=True), "the deposit held in the market", ""),
         ("Growth a year", format_percent(f["CAGR"], signed=True), f"over {format_number(f['years'], 2)} years", _tone(net)),
-        ("Sharpe ratio", format_number(f["Sharpe ratio"], 2), luck, ""),
+        ("Sharpe ratio", format_number(f["Sharpe ratio"], 2), luck + spans[1], ""),
         ("Deepest drawdown", format_percent(f["maximum drawdown"]), "at the worst quote inside bars", ""),
         ("Costs", format_number(paid, 0, money), f"{format_number(paid / n if n else math.nan, 2, money)} a trade", ""),
         ("Trades", format_number(n), f"{format_number(n / max(f['years'] * 365, 1), 1)} a day", ""),

@@ -187,6 +187,22 @@ class Sweep:
         "Backtest the best combinations in full."
         return [self.result(int(row)) for row in self.best(metric, n).index]
 
+    def intervals(
+        self,
+        n: int = 3,                     # Combinations
+        metric: str = "Sharpe ratio",   # By which figure
+        confidence: float = 0.95,       # Share of the histories inside
+        seed: int = 0,
+    ) -> pd.DataFrame:                  # Best first, each run in full: parameters; for two figures the value, from, to
+        "Return between what figures the best combinations may lie by the luck of the days; that they were chosen is luck beside it."
+        rows = {}
+        for row in self.best(metric, n).index:
+            result = self.result(int(row))
+            figures, between = result.figures, result.intervals(confidence, seed=seed)
+            told = {name: (figures[name], *between[name]) for name in ("Sharpe ratio", "net return")}
+            rows[row] = {name + part: told[name][k] for name in told for k, part in enumerate(("", " from", " to"))}
+        return self.table.loc[list(rows), self.names].join(pd.DataFrame.from_dict(rows, orient="index"))
+
     def overfitting(self) -> Overfitting:
         "Return how often the best of these combinations on one half of history is below the median on the other."
         ends = part_ends(0, self.days - 1)
