@@ -29,6 +29,7 @@ from .overfitting import Overfitting, overfitting_of_parts
 from .playback import Market
 from .rules import Grid, RuleStrategy, each_point, grid_points
 from .simple import SimpleAccount, SimpleTier
+from .simple_gpu import GpuTier
 from .statistics import DAYS_A_YEAR, expected_maximum_sharpe, probabilistic_sharpe_ratio
 from ..core.errors import BtcbotError
 from ..core.jit import F8, PACKAGE, kernel_sources
@@ -299,6 +300,7 @@ def sweep(
     memory: int = 256 * 2**20,                                           # Bytes for states and features, beside bars and result
     resume: Path | None = None,                                          # Folder where finished parts are kept, to go on from after a crash
     ledger: TrialLedger | None = None,                                   # Where each combination is written down as a trial
+    device: str = "cpu",                                                 # "cpu" or "gpu" (needs the extra `gpu`)
 ) -> Sweep:                                                              # Figures of each combination
     "Run `strategy` over `bars` with every combination of `grid`."
     if workers is not None and workers < 1:
@@ -309,7 +311,7 @@ def sweep(
     if len(bars) < 2:
         raise BtcbotError(f"{len(bars)} bars are too few: what is decided at a bar is filled at the next.")
     points = grid_points(grid, strategy.parameters if isinstance(strategy, RuleStrategy) else list(map(str, grid)), where)
-    tier = _tier(asked, points, workers or os.cpu_count() or 1, memory)
+    tier = _tier(asked, points, workers or os.cpu_count() or 1, memory, device)
     chosen = list(tier.metrics if metrics is None else metrics)
     if unknown := [name for name in chosen if name not in tier.metrics]:
         raise BtcbotError(f"Unknown metrics {', '.join(map(repr, unknown))}: use some of {', '.join(tier.metrics)}.")
@@ -362,13 +364,17 @@ def _identity(asked: Asked, points: pd.DataFrame) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 
-def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int) -> Tier:
+def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device: str) -> Tier:
     strategy, account = asked.strategy, asked.account
+    if device not in ("cpu", "gpu"):
+        raise BtcbotError(f'device={device!r} is neither "cpu" nor "gpu".')
+    if device == "gpu" and not isinstance(account, SimpleAccount):
+        raise BtcbotError('device="gpu" knows no broker\'s conditions: use device="cpu", or a SimpleAccount.')
     if isinstance(account, SimpleAccount):
         if not isinstance(strategy, RuleStrategy) or strategy.is_protected:
             what = "stops, targets and time limits" if isinstance(strategy, RuleStrategy) else "strategies but rules"
             raise BtcbotError(f"A simple account knows no {what}: sweep with account=broker_profile(...).")
-        return SimpleTier(strategy, asked.bars, account, asked.clock, workers, memory)
+        return (GpuTier if device == "gpu" else SimpleTier)(strategy, asked.bars, account, asked.clock, workers, memory)
 
     def shared(timeframe: str) -> dict[str, Any]:
         market = Market(asked.bars, account, timeframe)
