@@ -512,6 +512,7 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     return Strategy(
         strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves),
         warm_up, tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
+        repr(strategy),
     )
 
 # %% ../../nbs/54_backtest.rules.ipynb #ea7da06d

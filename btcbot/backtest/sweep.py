@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -129,18 +129,20 @@ class Asked:
         strategy = self.strategy(**point)
         return backtester.run(strategy, self.bars, strategy.timeframe, self.trade_from)
 
-    def code_hash(
+    def identities(
         self,
         points: pd.DataFrame,   # Combinations
-    ) -> str:                   # 16 hexadecimal digits
-        "Hash of what decides, parameters apart."
+    ) -> list[tuple[str, str, dict[str, float]]]:
+        "Return name, hash of what decides, and parameters of each combination, as a backtest of it has them."
+        each = each_point(points)
         if isinstance(self.strategy, RuleStrategy):
-            text = repr(self.strategy) + self.strategy.at(each_point(points.iloc[:1])[0]).code_hash
-        elif self.is_function:
-            text = function_hash(self.strategy) + repr(self.sizing)
-        else:
-            text = self.strategy(**each_point(points.iloc[:1])[0]).code_hash
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            one = self.strategy.at(each[0])
+            return [(one.name, one.trial_hash, {name: float(point[name]) for name in one.parameters}) for point in each]
+        if self.is_function:
+            code = hashlib.sha256(f"{function_hash(self.strategy)}{self.sizing!r}".encode()).hexdigest()[:16]
+            return [(self.name, code, point) for point in each]
+        made = [self.strategy(**point) for point in each]
+        return [(one.name, one.trial_hash, one.parameters) for one in made]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,17 +223,19 @@ class Sweep:
     ) -> int:                  # Trials that were not known
         "Write every combination down as a trial."
         asked, (skewness, kurtosis) = self.asked, self.shapes()
-        first, last = (int(time) for time in time_ms(asked.bars.index[[0, -1]]))
-        code, data = asked.code_hash(self.table[self.names]), content_hash(asked.bars)
-        points, sharpe = each_point(self.table[self.names]), self.figures["Sharpe ratio"].to_numpy(np.float64)
-        net = self.figures["net return"].to_numpy(np.float64)
-        name = asked.account.name if isinstance(asked.account, BrokerProfile) else "simple account"
-        limits = asdict(asked.limits or RiskLimits()) if isinstance(asked.account, BrokerProfile) else {}
-        timeframe = asked.strategy.timeframe if isinstance(asked.strategy, RuleStrategy) else asked.timeframe
+        points, times, data = self.table[self.names], time_ms(asked.bars.index), content_hash(asked.bars)
+        name, limits, conditions, timeframe = "simple account", dict[str, object](), asdict(asked.account), asked.timeframe
+        if not asked.is_function:
+            made = asked.strategy if isinstance(asked.strategy, RuleStrategy) else asked.strategy(**each_point(points.iloc[:1])[0])
+            timeframe = cast(RuleStrategy | Strategy, made).timeframe
+        if isinstance(asked.account, BrokerProfile):
+            market = Market(asked.bars, asked.account, timeframe)
+            name, limits, times = asked.account.name, asdict(asked.limits or RiskLimits()), market.times[market.first(asked.trade_from) :]
+        sharpe, net = (self.figures[figure].to_numpy(np.float64) for figure in ("Sharpe ratio", "net return"))
         tried = [
-            Tried(asked.name, code, point, timeframe, name, asdict(asked.account), limits, data, first, last, self.days,
+            Tried(*identity, timeframe, name, conditions, limits, data, int(times[0]), int(times[-1]), self.days,
                   float(sharpe[k]), float(skewness[k]), float(kurtosis[k]), float(net[k]))
-            for k, point in enumerate(points)
+            for k, identity in enumerate(asked.identities(points))
         ]
         return ledger.record_all(tried, note)
 
@@ -407,8 +411,8 @@ def _keep(figures: F8, file: Path) -> None:
 def _identity(asked: Asked, points: pd.DataFrame) -> str:
     "A name that only the same sweep of the same bars has."
     parts = (
-        asked.code_hash(points), points.to_csv(), content_hash(asked.bars), repr(asked.account), repr(asked.limits), str(asked.trade_from),
-        asked.timeframe, repr(asked.clock), kernel_sources(PACKAGE),
+        str(asked.identities(points.iloc[:1])), points.to_csv(), content_hash(asked.bars), repr(asked.account), repr(asked.limits),
+        str(asked.trade_from), asked.timeframe, repr(asked.clock), kernel_sources(PACKAGE),
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
