@@ -15,8 +15,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from ..core.database import open_database
 from ..core.errors import BtcbotError
 from ..market.bars import time_ms
 from ..market.clock import utc_ms
+from ..strategies.base import Strategy
 
 # %% ../../nbs/52_backtest.ledger.ipynb #4d73cd6f
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Trial:
     recorded_ms: int      # UTC
     key: str              # Hash of everything that makes it this trial
     strategy: str         # Name
-    code_hash: str        # Of the strategy's code, name and parameters
+    code_hash: str        # Of the strategy's code and name, and of the parameters as far as `parameters` doesn't say all
     parameters: str       # JSON, in the order the strategy reads them
     timeframe: str        # Of the bars
     profile: str          # Name
@@ -58,8 +60,12 @@ class Trial:
     hash: str             # Of all of the above
 
 
+_COLUMNS: Final = tuple(field.name for field in fields(Trial))
+_values = attrgetter(*_COLUMNS)      # `astuple` copies each value, which takes longer than all else here
+
+
 def _entry_hash(trial: Trial) -> str:
-    return hashlib.sha256(json.dumps(astuple(trial)[:-1], separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_values(trial)[:-1], separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 # %% ../../nbs/52_backtest.ledger.ipynb #5f507b8f
 def _moments(
@@ -117,14 +123,15 @@ def _tried(result: Result) -> Tried:
     returns = daily_returns(result.equity, result.profile.deposit)
     first, last = (int(t) for t in time_ms(result.equity.index[[0, -1]]))
     data = "+".join([result.data_hash, *([result.finer.data_hash] if result.finer else [])])
+    strategy = result.strategy
+    code = strategy.trial_hash if isinstance(strategy, Strategy) else strategy.code_hash
     return Tried(
-        result.strategy.name, result.strategy.code_hash, result.strategy.parameters, result.timeframe, result.profile.name,
+        strategy.name, code, strategy.parameters, result.timeframe, result.profile.name,
         asdict(result.profile), asdict(result.limits), data, first, last, len(returns),
         sharpe_ratio(returns.to_numpy(np.float64)), *_moments(returns), float(result.equity.iloc[-1]) / result.profile.deposit - 1,
     )
 
 # %% ../../nbs/52_backtest.ledger.ipynb #da7fa05b
-_COLUMNS: Final = tuple(field.name for field in fields(Trial))
 _INSERT: Final = "INSERT INTO trials VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _STEPS: Final = ((
     """CREATE TABLE trials (
@@ -199,7 +206,7 @@ class TrialLedger:
                 trial = one.trial(note, number + 1, now_ms, previous)
                 known = connection.execute("SELECT * FROM trials WHERE key = ?", (trial.key,)).fetchone()
                 if known is None:
-                    connection.execute(_INSERT, astuple(trial))
+                    connection.execute(_INSERT, _values(trial))
                     number, previous = trial.id, trial.hash
                 written.append(trial if known is None else Trial(*known))
             connection.execute("COMMIT")

@@ -8,7 +8,8 @@ Docs: https://btcbot.github.io/btcbot/backtest.rules.html.md"""
 __all__ = ['Side', 'SIDES', 'Place', 'Grid', 'N_LEAVES', 'N_ENTRY', 'N_EXITS', 'PROGRAM_SIDE', 'UNIT', 'UNIT_NUMBER', 'SIZED_BY',
            'PLAN_SIZE', 'PLAN_STOP', 'PLAN_TAKE', 'PLAN_TRAIL', 'PLAN_EVEN', 'PLAN_LIMIT', 'N_HEAD', 'N_LEAF',
            'Parameter', 'Output', 'Rule', 'Above', 'Below', 'Crosses', 'Both', 'Either', 'RuleStrategy', 'grid_points',
-           'each_point', 'random_points', 'RulePlan', 'column_key', 'plan_rules', 'rule_step_nb', 'fill_plan_nb']
+           'each_point', 'random_points', 'RulePlan', 'column_key', 'plan_rules', 'rule_step_nb', 'fill_plan_nb',
+           'rule_programs']
 
 # %% ../../nbs/54_backtest.rules.ipynb #3a37c4ea
 import difflib
@@ -511,4 +512,29 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     return Strategy(
         strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves),
         warm_up, tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
+        repr(strategy),
     )
+
+# %% ../../nbs/54_backtest.rules.ipynb #ea7da06d
+def rule_programs(
+    strategy: RuleStrategy,   # What is swept
+    plan: RulePlan,           # From `plan_rules`
+) -> F8:                      # Shape (combinations, values)
+    "Return what `rule_step_nb` reads of each combination; its blocks have the columns of bars, then all of the plan's."
+    (count, leaves), n = plan.leaves.shape, len(plan.columns)
+    places = np.column_stack([
+        np.append(len(COLUMNS) + np.arange(n), np.full(len(plan.numbers), -1)), np.append(np.zeros(n), plan.numbers),
+    ])
+    masks, pairs = plan.leaves & 3, plan.pairs[plan.leaves >> 2]
+    left, right = (np.where(masks == CROSSES_BELOW, pairs[..., 1 - k], pairs[..., k]) for k in (0, 1))
+    kinds = np.array([_ABOVE, _BELOW, _CROSSES, _CROSSES])[masks][..., None]
+    head = [leaves, len(plan.entry), len(plan.exits), SIDES[strategy.side]]
+    size = SIZE_LOTS if strategy.risk is None else SIZE_RISK
+    limits = plan.plans * np.append(np.ones(plan.plans.shape[1] - 1), timeframe_ms(strategy.timeframe))
+    parts = [
+        np.tile(head, (count, 1)), places[plan.units], np.full((count, 1), size), limits,
+        np.concatenate([kinds, places[left], places[right]], axis=2).reshape(count, -1),
+        np.tile(np.append(plan.entry, plan.exits), (count, 1)),
+    ]
+    program = np.hstack(parts)
+    return np.column_stack([program, np.full(count, program.shape[1] + 1)])

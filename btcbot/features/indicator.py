@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import BtcbotError
-from ..core.jit import F8, I8, PACKAGE, kernel, kernel_sources
+from ..core.jit import F8, I8, kernel, own_sources
 from ..core.steps import IS_COMPILED, Step, borrow_nb, call_step_nb, prefetch_nb, row_address, row_nb, step_address, table_nb
 from .hashing import function_hash
 from .windows import BLOCK
@@ -278,8 +278,13 @@ class Indicator:
     @property
     def code_hash(self) -> str:
         "Hash of the step, of all that it calls and reads, and of the parameters."
-        text = f"{self.name()}|{dataclasses.asdict(self)}|{self._plan.params}|{function_hash(self._plan.step)}|{kernel_sources(PACKAGE)}"
+        text = f"{self.name()}|{dataclasses.asdict(self)}|{self._plan.params}|{function_hash(self._plan.step)}|{own_sources()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def family_hash(self) -> str:
+        "Hash of the code, whatever the parameters."
+        return hashlib.sha256(f"{self.name()}|{function_hash(type(self).plan)}|{own_sources()}".encode()).hexdigest()[:16]
 
     def program(self) -> Program:
         "Make a fresh program of this indicator alone."
@@ -412,7 +417,13 @@ Class = TypeVar("Class", bound=type[Indicator])
 def register(
     cls: Class,  # A dataclass
 ) -> Class:      # The same
-    "Make an indicator known by its name, in place of any of that name before."
+    "Make an indicator known by its name, in place of one of your own before; a shipped one keeps its name."
+    taken = INDICATORS.get(cls.name(), cls)
+    if taken.__module__.startswith("btcbot.") and function_hash(taken.plan) != function_hash(cls.plan):
+        raise BtcbotError(
+            f"{cls.__module__}.{cls.__qualname__} can't be known as {cls.name()!r}: that is {taken.__module__}.{taken.__qualname__}, "
+            "which strategies and stored features rely on. Choose another name."
+        )
     INDICATORS[cls.name()] = cls
     return cls
 

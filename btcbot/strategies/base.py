@@ -15,11 +15,11 @@ from typing import Final
 import numpy as np
 
 from ..core.errors import BtcbotError
-from ..core.jit import F8, I8, PACKAGE, kernel, kernel_sources
+from ..core.jit import F8, I8, kernel, own_sources
 from ..core.steps import Step, borrow_nb, call_step_nb, step_address
 from ..data.clean import DataCleaner
 from ..engine.risk import N_TARGET, TARGET_SIDE
-from ..features.specification import Specification, parse
+from ..features.specification import Node, Specification, parse
 from ..features.stream import FeatureStream
 from ..features.windows import BLOCK
 
@@ -49,6 +49,11 @@ def run_step_nb(address: int, params: F8, state_f: F8, state_i: I8, block: F8, f
         call_step_nb(address, params, state_f, state_i, room[1 : 1 + count], out[start : start + count])
 
 
+def _families(node: Node) -> set[str]:
+    own = {node.indicator.family_hash} if node.indicator else set[str]()
+    return own.union(*(_families(part) for part in node.inputs))
+
+
 @dataclass(frozen=True, slots=True)
 class Strategy:
     "A compiled step with its parameters and its features."
@@ -61,6 +66,7 @@ class Strategy:
     features: tuple[Specification, ...] = ()  # Columns behind the seven of the bar
     timeframe: str = "M1"                     # Of the bars
     program: tuple[float, ...] = ()           # What else the step reads, behind the parameters
+    origin: str = ""                          # What makes features and program of the parameters, in full, where something does
 
     def __post_init__(self) -> None:
         if min(self.n_float, self.n_int, self.warm_up) < 0:
@@ -74,12 +80,21 @@ class Strategy:
 
     @property
     def code_hash(self) -> str:
-        "Hash of the name, the parameters, the features, the step's code and every kernel it may call; the ledger of trials is keyed by it."
-        code = getattr(self.step, "py_func", self.step).__code__
+        "Hash of the name, the parameters, the features, the step's code and every kernel it may call; certificates are keyed by it."
         columns = [(column.name, column.node.step, column.node.codes) for column in parse(self.features)]
-        parts = (self.name, self.parameters, columns, self.timeframe, code.co_consts, code.co_names, kernel_sources(PACKAGE), *self.program)
-        text = "".join(f"{part}|" for part in parts)
-        return hashlib.sha256(text.encode() + code.co_code).hexdigest()[:16]
+        return self._hash(self.parameters, columns, *self.program)
+
+    @property
+    def trial_hash(self) -> str:
+        "The same without what parameters make, where `origin` says how they do; the ledger of trials is keyed by it and the parameters."
+        if not self.origin:
+            return self.code_hash
+        return self._hash(self.origin, sorted(set[str]().union(*(_families(column.node) for column in parse(self.features)))))
+
+    def _hash(self, *made_of: object) -> str:
+        code = getattr(self.step, "py_func", self.step).__code__
+        parts = (self.name, self.timeframe, code.co_consts, code.co_names, own_sources(), *made_of)
+        return hashlib.sha256("".join(f"{part}|" for part in parts).encode() + code.co_code).hexdigest()[:16]
 
     def streamed(self) -> "StrategyStream":
         "Return the targets as a stream, with no bar seen yet."

@@ -173,6 +173,10 @@ class _Custom(Indicator):
     def code_hash(self) -> str:
         return hashlib.sha256(f"{super().code_hash}|{self.digest}".encode()).hexdigest()[:16]
 
+    @property
+    def family_hash(self) -> str:
+        return self.digest
+
 # %% ../../../nbs/43_features.indicators.custom.ipynb #253ccaf1
 class Feature:
     "A function of arrays, made by `feature`; its `indicator` is for streams."
