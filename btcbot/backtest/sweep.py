@@ -28,7 +28,7 @@ from .ledger import TrialLedger, Tried
 from .overfitting import Overfitting, overfitting_of_parts
 from .playback import Market
 from .rules import Grid, RuleStrategy, each_point, grid_points
-from .simple import SimpleAccount, SimpleTier
+from .simple import SimpleAccount, SimpleFunctions, SimpleRules, SimpleSteps
 from .statistics import DAYS_A_YEAR, expected_maximum_sharpe, probabilistic_sharpe_ratio
 from ..core.errors import BtcbotError
 from ..core.jit import F8, PACKAGE, kernel_sources
@@ -365,10 +365,12 @@ def _identity(asked: Asked, points: pd.DataFrame) -> str:
 def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int) -> Tier:
     strategy, account = asked.strategy, asked.account
     if isinstance(account, SimpleAccount):
-        if not isinstance(strategy, RuleStrategy) or strategy.is_protected:
-            what = "stops, targets and time limits" if isinstance(strategy, RuleStrategy) else "strategies but rules"
-            raise BtcbotError(f"A simple account knows no {what}: sweep with account=broker_profile(...).")
-        return SimpleTier(strategy, asked.bars, account, asked.clock, workers, memory)
+        if isinstance(strategy, RuleStrategy):
+            return SimpleRules(strategy, asked.bars, account, asked.clock, workers, memory)
+        if asked.is_function:
+            return SimpleFunctions(strategy, asked.sizing or Sizing(lots=1.0), asked.timeframe, asked.bars, account, workers, memory)
+        timeframe = strategy(**each_point(points.iloc[:1])[0]).timeframe
+        return SimpleSteps(strategy, timeframe, asked.bars, account, asked.clock, workers, memory)
 
     def shared(timeframe: str) -> dict[str, Any]:
         market = Market(asked.bars, account, timeframe)
