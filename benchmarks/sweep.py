@@ -1,7 +1,7 @@
 """Sweeps against vectorbt with its Rust engine, in turns; results are compared before any time is quoted.
 
-Moving-average crossovers on a simple account, equal in every figure; the same under a broker's conditions; with stops, trailing and targets
-on what both can express; compiled strategies and Python functions; ten thousand combinations over three years.
+Moving-average crossovers on a simple account, without stops and with trailing stops, targets and sizes by risk, equal in every figure;
+the same under a broker's conditions; compiled strategies and Python functions; ten thousand combinations over three years.
 
 Against vectorbt, seconds are those of the work of one core, so that a busy machine slows neither. `BTCBOT_VECTORBT` names the interpreter
 of an environment that has vectorbt and vectorbt-rust (default: this one). Prints ratios.
@@ -25,7 +25,7 @@ import numpy as np
 ROUNDS = 3
 BARS = 525_600
 FEE, CASH, UNITS = 0.0005, 1e6, 1.0
-STOP, REACH = 8.0, 240  # Trailing stop, in true ranges averaged over so many bars
+STOP, REACH, RISK = 8.0, 240, 0.02  # Trailing stop, in true ranges averaged over so many bars, and the share of the equity it may cost
 REAL = Path(__file__).parents[2] / "shared" / "data" / "bitfinex_btcusd_1m"
 FIGURES = ("net return", "trades", "win rate", "maximum drawdown", "Sharpe ratio", "profit factor")
 
@@ -89,7 +89,8 @@ class Best:
                 {}
                 if self.stop is None
                 else {
-                    "size": np.asarray(UNITS),
+                    "size": np.minimum(RISK / self.stop, 1.0),
+                    "size_type": np.asarray(2),  # A share of the cash
                     "open": self.open,
                     "high": self.high,
                     "low": self.low,
@@ -257,10 +258,9 @@ def against_vectorbt(python: str) -> None:
         for name, bars in markets().items():
             days = bars.index.as_unit("ms").asi8 // 86_400_000
             prices = {column: bars[column].to_numpy(np.float64) for column in ("open", "high", "low", "close")}
-            stop = STOP * mean_true_range(*(prices[column] for column in ("high", "low", "close")), REACH) / prices["close"]
-            np.savez(
-                Path(folder) / "data.npz", days=days, stop=np.append(np.nan, stop[:-1]), **prices
-            )  # Decided at a bar, filled at the next
+            stop = STOP * mean_true_range(*(prices[column] for column in ("high", "low", "close")), REACH)
+            stop = np.append(np.nan, stop[:-1]) / prices["open"]  # Decided at a bar, a share of the price at which the next one opens
+            np.savez(Path(folder) / "data.npz", days=days, stop=stop, **prices)
             compare(name, bars, peer)
             guarded(name, bars, peer)
         peer.close()
@@ -316,33 +316,42 @@ def plain_profile() -> Any:
 
 
 def guarded(name: str, bars: Any, peer: Peer) -> None:
-    """Print the ratio with a trailing stop and a target, and our time under a broker's conditions."""
+    """Print the ratio with a trailing stop, a target and sizes by risk, and our time under a broker's conditions."""
     import pandas as pd
 
     from btcbot.backtest.rules import Crosses, Parameter, RuleStrategy
+    from btcbot.backtest.simple import SimpleAccount
     from btcbot.market.profile import broker_profile
 
     fast, slow = ({"sma": {"n": Parameter(name)}} for name in ("fast", "slow"))
-    shape = {"unit": {"mean_true_range": {"n": REACH}}, "stop": STOP, "trailing": STOP, "take_profit": 3 * STOP}
-    rule = RuleStrategy(Crosses(fast, slow), lots=UNITS, **shape)
+    shape: dict[str, Any] = {"unit": {"mean_true_range": {"n": REACH}}, "stop": STOP, "trailing": STOP, "take_profit": 3 * STOP}
+    rule = RuleStrategy(Crosses(fast, slow), risk=RISK, **shape)
     points = pairs(100)
     grid, work = pd.DataFrame(points, columns=["fast", "slow"]), len(points) * len(bars) / 1e9
-    theirs, found = peer.ask(f"guarded {len(points)}")
-    mine, table = timed(rule, grid, bars, plain_profile())
-    trades = table.table["trades"].to_numpy(), found[:, 1]
-    apart = np.abs(table.table["net return"].to_numpy() - found[:, 0])
+    mine, theirs = list[float](), list[float]()
+    for k in range(ROUNDS + 2):
+        quick, table = timed(rule, grid, bars, SimpleAccount(FEE))
+        late, found = peer.ask(f"guarded {len(points)}")
+        if k == 0:
+            same = check(bars, points, table.table[list(FIGURES)].to_numpy(np.float64), found, peer)
+            print(f"{name}, {len(points)} combinations with a trailing stop, a target and sizes by risk: {same}")
+        mine.append(quick)
+        theirs.append(late)
+    ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
+    full, _ = timed(RuleStrategy(Crosses(fast, slow), lots=UNITS, **shape), grid, bars, plain_profile())
     print(
-        f"{name}, {len(points)} combinations with a trailing stop and a target, one unit: {trades[0].mean():.0f} trades each, vectorbt "
-        f"{trades[1].mean():.0f}; net returns differ by {np.median(apart):.2e} in the median (vectorbt trails inside a bar and spares the "
-        f"bar of the entry): {mine / work:.2f} ns a bar and combination, vectorbt {theirs / work:.1f}: {theirs / mine:.0f} times (goal 15)"
+        f"{table.table['trades'].mean():.0f} trades each: {statistics.median(mine) / work:.2f} ns a bar and combination (limit 2), "
+        f"vectorbt at its best {statistics.median(theirs) / work:.1f}: {ratio:.0f} times (limit 15, goal 40); under a broker's conditions, "
+        f"one unit each, {full / work:.1f} ns",
+        flush=True,
     )
     real = broker_profile("crypto-24x7")
     for what, strategy in (("no stops", RuleStrategy(Crosses(fast, slow), lots=0.01)), ("stops, sized by risk", None)):
         some = strategy or RuleStrategy(Crosses(fast, slow), side="both", risk=0.0005, **shape)
         for n in (100, 1000):
             grid = pd.DataFrame(pairs(n), columns=["fast", "slow"])
-            mine, table = timed(some, grid, bars, real)
-            each, count = mine / n / len(bars) * 1e9, table.table["trades"].mean()
+            taken, table = timed(some, grid, bars, real)
+            each, count = taken / n / len(bars) * 1e9, table.table["trades"].mean()
             print(f"{name}, a broker's conditions, {what}, {n} combinations: {each:.2f} ns a bar and combination, {count:.0f} trades each")
 
 
@@ -361,32 +370,34 @@ def plain_momentum(bars: Any, n: int) -> tuple[float, float, float]:
 
 
 def other_tiers() -> None:
-    """Print what compiled strategies and Python functions take under a broker's conditions."""
+    """Print what compiled strategies and Python functions take, on a simple account and under a broker's conditions."""
     import pandas as pd
 
+    from btcbot.backtest.simple import SimpleAccount
     from btcbot.market.profile import broker_profile
     from btcbot.strategies.rules import moving_average_crossover
 
-    bars, profile = market(BARS), broker_profile("crypto-24x7")
+    bars, some = market(BARS), pd.DataFrame({"n": np.arange(60, 660, 60)})
     grid = pd.DataFrame(pairs(100), columns=["fast", "slow"])
-    for what, more in (("stops", {"trailing": float("nan")}), ("stops, targets and trailing", {})):
-
-        def make(fast: int, slow: int, more: dict[str, float] = more) -> Any:
-            return moving_average_crossover(fast=fast, slow=slow, **more)
-
-        mine, table = timed(make, grid, bars, profile)
-        count = table.table["trades"].mean()
-        each = mine / len(grid) / len(bars) * 1e9
-        print(
-            f"compiled strategy with {what}, a broker's conditions: {each:.1f} ns a bar and combination (limit 20), {count:.0f} trades each"
-        )
-    some = pd.DataFrame({"n": np.arange(60, 660, 60)})
-    mine, _ = timed(momentum, some, bars, profile)
     began = time.process_time()
     for n in some["n"]:
         plain_momentum(bars, int(n))
-    theirs = time.process_time() - began
-    print(f"Python function, a broker's conditions: {mine:.2f} s; with pandas alone {theirs:.2f} s: {mine / theirs:.2f} times (limit 1)")
+    plain = time.process_time() - began
+    accounts: dict[str, tuple[Any, float]] = {
+        "a simple account": (SimpleAccount(FEE), 8),
+        "a broker's conditions": (broker_profile("crypto-24x7"), 20),
+    }
+    for where, (account, limit) in accounts.items():
+        for what, more in (("stops", {"trailing": float("nan")}), ("stops, targets and trailing", {})):
+
+            def make(fast: int, slow: int, more: dict[str, Any] = more) -> Any:
+                return moving_average_crossover(fast=fast, slow=slow, **more)
+
+            mine, table = timed(make, grid, bars, account)
+            each, count = mine / len(grid) / len(bars) * 1e9, table.table["trades"].mean()
+            print(f"compiled strategy with {what}, {where}: {each:.1f} ns a bar and combination (limit {limit}), {count:.0f} trades each")
+        mine, _ = timed(momentum, some, bars, account)
+        print(f"Python function, {where}: {mine:.2f} s; with pandas alone {plain:.2f} s: {mine / plain:.2f} times (limit 1)")
 
 
 def cold() -> None:

@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.accounts.html.md"""
 
 # %% auto #0
 __all__ = ['Function', 'play_nb', 'step_accounts_nb', 'rule_accounts_nb', 'close_days_nb', 'Accounts', 'Seen', 'Batch',
-           'AccountTier', 'RuleTier', 'StepTier', 'FunctionTier']
+           'AccountTier', 'RuleTier', 'shared_columns', 'StepTier', 'given_targets', 'FunctionTier']
 
 # %% ../../nbs/55_backtest.accounts.ipynb #51e5823c
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ from btcbot.backtest.masks import (
     signal_nb,
     tiled,
 )
-from .playback import Chunk, Market, changes, run_nb
+from .playback import Chunk, Market, run_nb
 from .rules import SIDES, RulePlan, RuleStrategy, column_key, each_point, fill_plan_nb, plan_rules
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
@@ -60,7 +60,7 @@ from btcbot.engine.risk import (
 from ..features.specification import Column, parse
 from ..features.stream import FeatureStream
 from ..market.bars import TIME, timeframe_ms
-from ..strategies.arrays import ArrayStream, Sizing, as_targets
+from ..strategies.arrays import Sizing, as_targets
 from ..strategies.base import Strategy
 
 # %% ../../nbs/55_backtest.accounts.ipynb #34ea31dd
@@ -419,6 +419,22 @@ class _StepBatch:
         )
 
 
+def shared_columns(
+    strategies: Sequence[Strategy],     # That differ in parameters alone
+) -> tuple[list[Column], I8]:           # Features, each once, and which of them each strategy reads, in its order
+    "Return the features of strategies."
+    one, places, columns, wanted = strategies[0], dict[tuple[object, ...], int](), list[Column](), list[list[int]]()
+    for strategy in strategies:
+        found = parse(strategy.features)
+        if strategy.step is not one.step or len(found) != len(parse(one.features)) or strategy.timeframe != one.timeframe:
+            raise BtcbotError(f"{one} and {strategy} differ in more than parameters: sweep them apart.")
+        for column in found:
+            if places.setdefault(column_key(column), len(places)) == len(columns):
+                columns.append(column)
+        wanted.append([places[column_key(column)] for column in found])
+    return columns, np.array(wanted, np.int64).reshape(len(strategies), -1)
+
+
 @dataclass(kw_only=True)
 class StepTier(AccountTier):
     "A compiled strategy on a broker's conditions; features are shared, each strategy's step runs in blocks."
@@ -432,25 +448,33 @@ class StepTier(AccountTier):
     ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
         "Run a chunk."
         strategies = [self.make(**point) for point in each_point(points)]
-        one, places, columns, wanted = strategies[0], dict[tuple[object, ...], int](), list[Column](), list[list[int]]()
-        for strategy in strategies:
-            found = parse(strategy.features)
-            if strategy.step is not one.step or len(found) != len(parse(one.features)) or strategy.timeframe != one.timeframe:
-                raise BtcbotError(f"{one} and {strategy} differ in more than parameters: sweep them apart.")
-            for column in found:
-                if places.setdefault(column_key(column), len(places)) == len(columns):
-                    columns.append(column)
-            wanted.append([places[column_key(column)] for column in found])
-        at = np.array(wanted, np.int64).reshape(len(strategies), -1)
+        columns, at = shared_columns(strategies)
         batches = [_StepBatch(self, strategies[part.start : part.stop], at[part.start : part.stop]) for part in self.cut(len(strategies))]
-        return self.run(self.seen(columns, one.timeframe), batches, advance)
+        return self.run(self.seen(columns, strategies[0].timeframe), batches, advance)
 
 # %% ../../nbs/55_backtest.accounts.ipynb #210b9f73
-def _wanted(
+def _given(
     function: Function, point: dict[str, float], bars: pd.DataFrame, times: I8, sizing: Sizing, timeframe: str,
 ) -> tuple[I8, F8]:
-    stream = ArrayStream(as_targets(function(bars, **point), bars, sizing, timeframe))
-    return changes(stream.last, stream.targets(times), 0)
+    return as_targets(function(bars, **point), bars, sizing, timeframe).on(times)
+
+
+def given_targets(
+    function: Function,       # Takes the bars, and a value for each parameter
+    points: pd.DataFrame,     # Combinations
+    bars: pd.DataFrame,       # What the function sees
+    times: I8,                # Of the bars that are traded, ms UTC
+    sizing: Sizing,           # Volume and stops, where the function doesn't say them
+    timeframe: str,           # Of the bars
+    workers: int,             # Processes
+) -> list[tuple[I8, F8]]:     # As `TargetArrays.on` gives them
+    "Call a function with each combination; of the first, look whether it sees the future."
+    from joblib import Parallel, delayed
+
+    rows = each_point(points)
+    first = as_targets(partial(function, **rows[0]), bars, sizing, timeframe).on(times)
+    others = Parallel(n_jobs=workers)(delayed(_given)(function, row, bars, times, sizing, timeframe) for row in rows[1:])
+    return [first, *others]
 
 
 class _GivenBatch:
@@ -484,13 +508,10 @@ class FunctionTier(AccountTier):
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
     ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
         "Run a chunk."
-        from joblib import Parallel, delayed
-
-        rows, market = each_point(points), self.market
-        as_targets(partial(self.function, **rows[0]), market.received, self.sizing, self.timeframe)   # Looks whether it sees the future
-        given = Parallel(n_jobs=self.workers)(
-            delayed(_wanted)(self.function, row, market.received, market.times, self.sizing, self.timeframe) for row in rows
-        )
+        market, none = self.market, np.full(N_TARGET, np.nan)
+        none[TARGET_SIDE] = 0
+        targets = given_targets(self.function, points, market.received, market.times, self.sizing, self.timeframe, self.workers)
+        given = [(np.append(0, since + 1), np.vstack([none, wanted])) for since, wanted in targets]
         batches = [_GivenBatch(self, given[part.start : part.stop]) for part in self.cut(len(given))]
         nothing, places = np.empty((0, 0)), np.empty(0, np.int64)
         pieces = (Seen(chunk.block, places, nothing, places, chunk) for chunk in market.chunks())

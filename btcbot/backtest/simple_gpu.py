@@ -23,7 +23,7 @@ from . import masks
 from .figures import N_FIGURES, PARTS
 from .masks import side_lines
 from .rules import SIDES, each_point, plan_rules, rule_programs, rule_step_nb
-from .simple import SimpleTier, rule_figures, segments
+from .simple import SimpleRules, rule_figures, segments
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..engine.risk import N_TARGET, TARGET_SIDE
@@ -130,7 +130,7 @@ class Gpu:
             _threads()[-(-count // _THREADS), _THREADS](*given)
 
 # %% ../../nbs/56_backtest.simple_gpu.ipynb #907df3b5
-class GpuTier(SimpleTier):
+class GpuTier(SimpleRules):
     "Comparison rules on a simple account, a thread of the GPU for each."
     name = "comparison rules on a simple account, on a GPU"
     device: Callable[[], Device] = Gpu

@@ -28,7 +28,7 @@ from .ledger import TrialLedger, Tried
 from .overfitting import Overfitting, overfitting_of_parts
 from .playback import BlockMarket, Market
 from .rules import Grid, RuleStrategy, each_point, grid_points
-from .simple import SimpleAccount, SimpleTier
+from .simple import SimpleAccount, SimpleFunctions, SimpleRules, SimpleSteps
 from .simple_gpu import GpuTier
 from .statistics import DAYS_A_YEAR, expected_maximum_sharpe, probabilistic_sharpe_ratio
 from ..core.errors import BtcbotError
@@ -443,6 +443,14 @@ def _market(bars: Bars, account: BrokerProfile, timeframe: str) -> Market:
     return BlockMarket(bars, account, timeframe) if isinstance(bars, BarBlocks) else Market(bars, account, timeframe)
 
 
+def _frame(asked: Asked) -> pd.DataFrame:
+    "The bars of a function, which takes them whole."
+    if isinstance(asked.bars, BarBlocks):
+        raise BtcbotError(f"{asked.name} takes the whole history as one frame, and {asked.bars!r} don't lie in memory: "
+                          "give bars.frame(), or a RuleStrategy or a compiled Strategy, which go through it in blocks.")
+    return asked.bars
+
+
 def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device: str) -> Tier:
     strategy, account = asked.strategy, asked.account
     if device not in ("cpu", "gpu"):
@@ -450,10 +458,15 @@ def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device:
     if device == "gpu" and not isinstance(account, SimpleAccount):
         raise BtcbotError('device="gpu" knows no broker\'s conditions: use device="cpu", or a SimpleAccount.')
     if isinstance(account, SimpleAccount):
-        if not isinstance(strategy, RuleStrategy) or strategy.is_protected:
-            what = "stops, targets and time limits" if isinstance(strategy, RuleStrategy) else "strategies but rules"
-            raise BtcbotError(f"A simple account knows no {what}: sweep with account=broker_profile(...).")
-        return (GpuTier if device == "gpu" else SimpleTier)(strategy, asked.bars, account, asked.clock, workers, memory)
+        if device == "gpu" and not (isinstance(strategy, RuleStrategy) and not strategy.is_protected):
+            raise BtcbotError('device="gpu" takes rules without stops and targets: use device="cpu".')
+        if isinstance(strategy, RuleStrategy):
+            return (GpuTier if device == "gpu" else SimpleRules)(strategy, asked.bars, account, asked.clock, workers, memory)
+        if asked.is_function:
+            sizing = asked.sizing or Sizing(lots=1.0)
+            return SimpleFunctions(strategy, sizing, asked.timeframe, _frame(asked), account, workers, memory)
+        timeframe = strategy(**each_point(points.iloc[:1])[0]).timeframe
+        return SimpleSteps(strategy, timeframe, asked.bars, account, asked.clock, workers, memory)
 
     def shared(timeframe: str) -> dict[str, Any]:
         market = _market(asked.bars, account, timeframe)
@@ -463,9 +476,7 @@ def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device:
     if isinstance(strategy, RuleStrategy):
         return RuleTier(strategy=strategy, **shared(strategy.timeframe))
     if asked.is_function:
-        if isinstance(asked.bars, BarBlocks):
-            raise BtcbotError(f"{asked.name} takes the whole history as one frame, and {asked.bars!r} don't lie in memory: "
-                              "give bars.frame(), or a RuleStrategy or a compiled Strategy, which go through it in blocks.")
+        _frame(asked)
         sizing = asked.sizing or Sizing(lots=account.symbol.volume_min)
         return FunctionTier(function=strategy, sizing=sizing, timeframe=asked.timeframe, **shared(asked.timeframe))
     return StepTier(make=strategy, **shared(strategy(**each_point(points.iloc[:1])[0]).timeframe))

@@ -12,7 +12,7 @@ __all__ = ['Flags', 'Numbers', 'Distance', 'Outputs', 'Given', 'Sizing', 'Target
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -70,16 +70,41 @@ class TargetArrays:
     "A strategy whose targets are given."
     name: str
     times: I8                      # Open time of each bar, ms UTC
-    targets: F8                    # Shape (n, N_TARGET): the target after that bar
+    targets: F8                    # Shape (m, N_TARGET): those after the bars `since`
     parameters: dict[str, float]   # To be shown
     timeframe: str = "M1"          # Of the bars
     warm_up: int = 0               # Bars before the first target
+    since: I8 | None = None        # Bars after which a new target is in force, the first among them (default: all bars)
+
+    def __post_init__(self) -> None:
+        if self.since is None:
+            if len(self.targets) != len(self.times):
+                raise BtcbotError(f"{self.name} has {len(self.targets)} targets for {len(self.times)} bars: give one for each, or `since`.")
+            bits = np.ascontiguousarray(self.targets).view(np.int64)
+            since = np.flatnonzero(np.append(True, (bits[1:] != bits[:-1]).any(axis=1))[: len(bits)])
+            object.__setattr__(self, "targets", self.targets[since])
+            object.__setattr__(self, "since", since)
+
+    def on(
+        self,
+        times: I8,         # Of bars, ms UTC
+    ) -> tuple[I8, F8]:    # Numbers of the bars after which a new target is in force, and those targets
+        "Look targets up."
+        since = np.asarray(self.since, np.int64)
+        if np.array_equal(self.times, times):
+            return since, self.targets
+        at = np.minimum(np.searchsorted(self.times, times), len(self.times) - 1)
+        if (missing := times[self.times[at] != times]).size:
+            raise BtcbotError(f"{self.name} has no target for the bar at {format_utc(int(missing[0]))}: make it of the same bars.")
+        row = np.searchsorted(since, at, side="right") - 1
+        first = np.flatnonzero(np.append(True, row[1:] != row[:-1])[: len(row)])
+        return first, self.targets[row[first]]
 
     @property
     def code_hash(self) -> str:
         "Hash of the name, the times and the targets; the ledger of trials is keyed by it."
         head = f"{self.name}|{self.timeframe}|{self.parameters}|".encode()
-        return hashlib.sha256(head + self.times.tobytes() + self.targets.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(head + b"".join(np.asarray(a).tobytes() for a in (self.times, self.since, self.targets))).hexdigest()[:16]
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v:g}' for k, v in self.parameters.items())})"
@@ -137,43 +162,34 @@ class ArrayStream:
         self.last = np.full(N_TARGET, np.nan)
         self.last[TARGET_SIDE] = 0
 
-    def targets(
-        self,
-        times: I8,  # Of bars, ms UTC
-    ) -> F8:        # Shape (n, N_TARGET): the target after each bar
-        "Look targets up."
-        known = self.strategy.times
-        if np.array_equal(known, times):
-            return self.strategy.targets
-        at = np.minimum(np.searchsorted(known, times), len(known) - 1)
-        if (missing := times[known[at] != times]).size:
-            raise BtcbotError(f"{self.strategy.name} has no target for the bar at {format_utc(int(missing[0]))}: make it of the same bars.")
-        return self.strategy.targets[at]
-
     def update(
         self,
         block: F8,  # Shape (n, 7): the bars that follow those seen before
     ) -> F8:        # Shape (n, N_TARGET): the target after each bar
         "Return the targets of the next bars."
-        out = self.targets(block[:, TIME].astype(np.int64))
-        if len(out):
-            self.last = out[-1].copy()
-        return out
+        since, targets = self.strategy.on(block[:, TIME].astype(np.int64))
+        if len(targets):
+            self.last = targets[-1].copy()
+        return np.repeat(targets, np.diff(since, append=len(block)), axis=0)
 
 # %% ../../nbs/49_strategies.arrays.ipynb #119b6434
 @kernel
-def _held_nb(long_in: NDArray[np.bool_], long_out: NDArray[np.bool_], short_in: NDArray[np.bool_], short_out: NDArray[np.bool_],
-             since: I8, sides: F8) -> None:
-    "Write the side after each bar, and the bar where its signal came (-1 for none yet)."
-    begun, side = -1, 0.0
-    for i in range(since.shape[0]):
+def _changes_nb(long_in: NDArray[np.bool_], long_out: NDArray[np.bool_], short_in: NDArray[np.bool_], short_out: NDArray[np.bool_],
+                since: I8, sides: F8) -> int:
+    "Write the bars at which a signal comes, and the side from there on; return their number."
+    count, side = 0, 0.0
+    for i in range(long_in.shape[0]):
         if long_in[i] and not (i > 0 and long_in[i - 1]):
-            begun, side = i, 1.0
+            side = 1.0
         elif short_in[i] and not (i > 0 and short_in[i - 1]):
-            begun, side = i, -1.0
+            side = -1.0
         elif (side > 0 and long_out[i]) or (side < 0 and short_out[i]):
-            begun, side = i, 0.0
-        since[i], sides[i] = begun, side
+            side = 0.0
+        else:
+            continue
+        since[count], sides[count] = i, side
+        count += 1
+    return count
 
 
 def _column(values: object, bars: pd.DataFrame, what: str) -> NDArray[np.generic]:
@@ -187,13 +203,12 @@ def _column(values: object, bars: pd.DataFrame, what: str) -> NDArray[np.generic
 
 
 def _numbers(values: object, bars: pd.DataFrame, what: str) -> F8:
-    array = _column(values, bars, what)
+    array = cast(F8, _column(values, bars, what))     # Or whole numbers
     if array.dtype.kind not in "biuf":
         raise BtcbotError(f"{what} holds {array.dtype}: give numbers.")
-    numbers = array.astype(np.float64)
-    if np.isnan(numbers).any():
-        raise BtcbotError(f"{what} is NaN at the bar of {bars.index[int(np.isnan(numbers).argmax())]}: say what holds there.")
-    return numbers
+    if (unknown := np.isnan(array)).any():
+        raise BtcbotError(f"{what} is NaN at the bar of {bars.index[int(unknown.argmax())]}: say what holds there.")
+    return array
 
 
 def _flags(values: object, bars: pd.DataFrame, what: str) -> NDArray[np.bool_]:
@@ -202,24 +217,26 @@ def _flags(values: object, bars: pd.DataFrame, what: str) -> NDArray[np.bool_]:
         raise BtcbotError(f"{what} holds {array.dtype}: give True and False, for example {what} > 0.")
     return array.astype(np.bool_)
 
-# %% ../../nbs/49_strategies.arrays.ipynb #c60c109e
-def _targets(bars: pd.DataFrame, since: I8, positions: F8, sizing: Sizing, timeframe: str, name: str) -> TargetArrays:
-    "Targets of positions in multiples of the size, each since the bar of its signal (-1 for none yet)."
-    times, targets = time_ms(bars.index), np.full((len(bars), N_TARGET), np.nan)
-    targets[:, TARGET_SIDE] = np.sign(positions)
-    has, at = since >= 0, since[since >= 0]
-    targets[has, TARGET_ID] = times[at]
-    rule, size = (SIZE_LOTS, sizing.lots) if not np.isnan(sizing.lots) else (SIZE_RISK, sizing.risk)
-    targets[:, SIZE_RULE], targets[:, SIZE] = rule + SCALED * sizing.is_scaled, size * np.where(positions == 0, 1.0, np.abs(positions))
+
+def _arrays(bars: pd.DataFrame, since: I8, positions: F8, sizing: Sizing, timeframe: str, name: str) -> TargetArrays:
+    "Targets of positions in multiples of the size, each since the bar of its signal; nothing is wanted before the first."
+    times, targets = time_ms(bars.index), np.full((len(since), N_TARGET), np.nan)
+    targets[:, TARGET_ID] = times[since]
     columns = {"stop": STOP, "take_profit": TAKE_PROFIT, "trailing": TRAILING, "break_even": BREAK_EVEN}
     for what, column in columns.items():
         distance = getattr(sizing, what)
-        targets[has, column] = distance if isinstance(distance, int | float) else _column(distance, bars, what).astype(np.float64)[at]
+        targets[:, column] = distance if isinstance(distance, int | float) else _column(distance, bars, what)[since]
+    if len(bars) and not (len(since) and since[0] == 0):
+        since, positions, targets = np.append(0, since), np.append(0.0, positions), np.vstack([np.full(N_TARGET, np.nan), targets])
+    rule, size = (SIZE_LOTS, sizing.lots) if not np.isnan(sizing.lots) else (SIZE_RISK, sizing.risk)
+    targets[:, TARGET_SIDE], targets[:, SIZE_RULE] = np.sign(positions), rule + SCALED * sizing.is_scaled
+    targets[:, SIZE] = size * np.where(positions == 0, 1.0, np.abs(positions))
     targets[:, TIME_LIMIT] = sizing.hold * timeframe_ms(timeframe)
-    shown = {k: float(v) for k, v in asdict(sizing).items() if isinstance(v, int | float) and not np.isnan(v) and (k != "is_scaled" or v)}
-    return TargetArrays(name, times, targets, shown, timeframe)
+    given = {what: v for what, v in asdict(sizing).items() if isinstance(v, int | float) and (what != "is_scaled" or v)}
+    shown = {what: float(v) for what, v in given.items() if not np.isnan(v)}
+    return TargetArrays(name, times, targets, shown, timeframe, since=since)
 
-
+# %% ../../nbs/49_strategies.arrays.ipynb #c60c109e
 def entry_signals(
     bars: pd.DataFrame,                  # That the arrays were made from
     entries: Flags,                      # Go long
@@ -237,8 +254,8 @@ def entry_signals(
     if (both := long_in & short_in).any():
         raise BtcbotError(f"entries and short_entries are both true at the bar of {bars.index[int(both.argmax())]}: decide for one.")
     since, sides = np.empty(len(bars), np.int64), np.empty(len(bars))
-    _held_nb(long_in, long_out, short_in, short_out, since, sides)
-    return _targets(bars, since, sides, sizing, timeframe, name)
+    count = _changes_nb(long_in, long_out, short_in, short_out, since, sides)
+    return _arrays(bars, since[:count].copy(), sides[:count], sizing, timeframe, name)
 
 # %% ../../nbs/49_strategies.arrays.ipynb #59d41826
 def target_positions(
@@ -251,12 +268,11 @@ def target_positions(
 ) -> TargetArrays:              # Ready for `Backtester.run`
     "Make targets from the position that is wanted after each bar."
     wanted = _numbers(positions, bars, "positions")
-    if sizing.is_scaled:
-        since = np.maximum.accumulate(np.where(np.diff(wanted, prepend=0.0) != 0, np.arange(len(wanted)), -1))
-        return _targets(bars, since, wanted, sizing, timeframe, name)
-    if not np.isin(wanted, (-1, 0, 1)).all():
-        raise BtcbotError(f"positions holds {wanted[~np.isin(wanted, (-1, 0, 1))][0]:g}: give 1, 0 or -1, or Sizing(is_scaled=True).")
-    return entry_signals(bars, wanted > 0, wanted == 0, wanted < 0, wanted == 0, sizing=sizing, timeframe=timeframe, name=name)
+    since = np.flatnonzero(np.append(wanted[:1] != 0, wanted[1:] != wanted[:-1]))
+    sides = wanted[since].astype(np.float64)
+    if not (known := np.isin(sides, (-1, 0, 1))).all() and not sizing.is_scaled:
+        raise BtcbotError(f"positions holds {sides[~known][0]:g}: give 1, 0 or -1, or Sizing(is_scaled=True).")
+    return _arrays(bars, since, sides, sizing, timeframe, name)
 
 
 def predictions(
@@ -286,8 +302,13 @@ Given: TypeAlias = TargetArrays | Outputs | Callable[[pd.DataFrame], TargetArray
 _CUTS: Final = (0.25, 0.5, 0.75, 1.0)   # Places of the history
 
 
+def _each(given: TargetArrays) -> F8:
+    "Targets after each bar."
+    return np.repeat(given.targets, np.diff(np.asarray(given.since), append=len(given.times)), axis=0)
+
+
 def _outputs(given: object) -> tuple[NDArray[np.generic], ...]:
-    parts = tuple(given.targets.T) if isinstance(given, TargetArrays) else given
+    parts = tuple(_each(given).T) if isinstance(given, TargetArrays) else given
     return tuple(np.asarray(part) for part in (parts if isinstance(parts, tuple) else (parts,)))
 
 
