@@ -100,20 +100,43 @@ def _until_nb(places: I8, k: int, n: int) -> int:
     return int(places[k - 1] + 1 if k < places.shape[0] else n)
 
 # %% ../../nbs/55_backtest.accounts.ipynb #adcd2e70
+_GROUP: Final = 16   # Targets that are looked at together
+
+
 @kernel
-def _new_targets_nb(out: F8, n: int, places: I8, k0: int, last: F8, since: I8, wanted: F8, begin: int) -> int:
+def _blank_nb(row: F8) -> None:
+    for c in range(row.shape[0]):
+        row[c] = np.nan
+
+
+@kernel
+def _bits_nb(now: I8, before: I8) -> int:
+    "Return the bits that differ."
+    differs = 0
+    for c in range(now.shape[0]):
+        differs |= now[c] ^ before[c]
+    return differs
+
+
+@kernel
+def _new_targets_nb(flat: F8, n: int, places: I8, k0: int, last: F8, since: I8, wanted: F8, begin: int) -> int:
     "Write the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
-    wanted[0], since[0], count = last, begin, 1
-    before, bits = last.view(np.int64), out.view(np.int64)
-    for j in range(n):
-        row, differs = bits[j], 0
-        for c in range(N_TARGET):
-            differs |= row[c] ^ before[c]
-        if differs != 0:
-            wanted[count], since[count] = out[j], places[k0 + j] + 1
-            count += 1
-        before = row
-    last[:] = wanted[count - 1]
+    for c in range(N_TARGET):
+        wanted[0, c], flat[c] = last[c], last[c]
+    since[0], count, bits = begin, 1, flat.view(np.int64)
+    for a in range(0, n, _GROUP):
+        b = min(a + _GROUP, n)
+        if _bits_nb(bits[N_TARGET * (a + 1) : N_TARGET * (b + 1)], bits[N_TARGET * a : N_TARGET * b]) == 0:
+            continue
+        for j in range(a, b):
+            now = N_TARGET * (j + 1)
+            if _bits_nb(bits[now : now + N_TARGET], bits[now - N_TARGET : now]) != 0:
+                for c in range(N_TARGET):
+                    wanted[count, c] = flat[now + c]
+                since[count] = places[k0 + j] + 1
+                count += 1
+    for c in range(N_TARGET):
+        last[c] = wanted[count - 1, c]
     return count
 
 
@@ -136,18 +159,20 @@ def step_accounts_nb(
     n_kept, n, k = kept.shape[0], bars.shape[0], columns.shape[1]
     features, columns, values, last = borrow_nb(features), borrow_nb(columns), borrow_nb(values), borrow_nb(last)
     room = np.full((block + 2, 7 + k), np.nan)
-    out, since, wanted = np.empty((block, N_TARGET)), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
-    intents, begin = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1
+    flat, since, wanted = np.empty((block + 1) * N_TARGET), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
+    intents, begin, out = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1, flat.reshape(block + 1, N_TARGET)
     for a in range(0, max(n_kept, 1), block):
         count = min(block, n_kept - a)
         end = _until_nb(places, a + count, n)
-        room[1 : 1 + count, :7] = kept[a : a + count]
+        for j in range(count):
+            for c in range(7):
+                room[1 + j, c] = kept[a + j, c]
         room[1 + count :] = np.nan
         for i in range(values.shape[0]):
-            _lay_nb(room[1 : 1 + count], features[:, a : a + count], columns[i])
-            out[:count] = np.nan
-            call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out[:count])
-            m = _new_targets_nb(out, count, places, a, last[i], since, wanted, begin)
+            _lay_nb(borrow_nb(room[1 : 1 + count]), features[:, a : a + count], columns[i])
+            _blank_nb(flat[N_TARGET : N_TARGET * (count + 1)])
+            call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out[1 : 1 + count])
+            m = _new_targets_nb(borrow_nb(flat), count, places, a, last[i], borrow_nb(since), borrow_nb(wanted), begin)
             play_nb(
                 params, limits, rollovers, parts, length, first, bars, rows, days, states[i], accounts[i], positions[i], figures[i], log,
                 intents, since[:m], wanted[:m], begin, end,
@@ -161,17 +186,19 @@ def _rule_targets_nb(
     begin: int,
 ) -> int:
     "Write the targets that the events of a block make; return their number."
-    wanted[0], since[0] = last, begin
-    now = int(last[TARGET_SIDE])
+    since[0], now = begin, int(last[TARGET_SIDE])
+    for c in range(N_TARGET):
+        wanted[0, c] = last[c]
     for j in range(n):
         t = events[j]
         now = (opens if side == 0 else side) if now == 0 else -now if side == 0 else 0
         target = wanted[j + 1]
-        target[:] = np.nan
+        _blank_nb(target)
         target[TARGET_ID], target[TARGET_SIDE], since[j + 1] = kept[a + t, TIME], now, places[a + t] + 1
         if now != 0:
             fill_plan_nb(plan, row_nb(unit[ADDRESS] + (a + t) // WORD * unit[STEP], WORD)[t % WORD], target)
-    last[:] = wanted[n]
+    for c in range(N_TARGET):
+        last[c] = wanted[n, c]
     return n + 1
 
 
@@ -256,6 +283,7 @@ class Accounts:
 
 # %% ../../nbs/55_backtest.accounts.ipynb #75a8cc9f
 _BLOCK: Final = 1984    # Bars, whole words: quotes, features and targets of one stay in the cache
+_STEPS: Final = 496     # Bars of a strategy's step: what it reads and writes is ten times as much
 _STATE: Final = 4096    # Bytes of memory for each combination
 Function: TypeAlias = Callable[..., Any]   # Of bars and parameters, gives what `strategies.arrays.as_targets` takes
 
@@ -415,7 +443,7 @@ class _StepBatch:
     def play(self, seen: Seen) -> None:
         step_accounts_nb(
             self.address, self.values, self.floats, self.ints, self.columns, seen.kept, seen.features, seen.places, self.accounts.last,
-            _BLOCK, *self.accounts.on(seen.chunk),
+            _STEPS, *self.accounts.on(seen.chunk),
         )
 
 

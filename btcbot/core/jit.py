@@ -16,12 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,12 +101,25 @@ def own_sources() -> str:
 # %% ../../nbs/00_core.jit.ipynb #55402fcf
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
+_numba = cast(Any, numba)   # numba carries no types
 Function = TypeVar("Function", bound=Callable[..., object])
 
 # %% ../../nbs/00_core.jit.ipynb #db494329
+def _by_type(dispatcher: Any) -> Any:
+    find = dispatcher.get_call_template
+
+    def found(args: Sequence[Any], kws: Mapping[str, Any]) -> Any:
+        unliteral = _numba.types.unliteral
+        return find([unliteral(kind) for kind in args], {name: unliteral(kind) for name, kind in kws.items()})
+
+    dispatcher.get_call_template = found
+    return dispatcher
+
+
 def kernel(
     function: Function,  # Takes arrays and scalars, returns arrays or scalars
 ) -> Function:           # The same function, compiled on first use
     "Compile `function` with numba, cached on disk, without the GIL."
     is_of_file = Path(function.__code__.co_filename).is_file()
-    return cast(Function, numba.njit(cache=is_of_file, nogil=True, error_model="numpy")(function))
+    made = numba.njit(cache=is_of_file, nogil=True, error_model="numpy")(function)
+    return cast(Function, made if _numba.config.DISABLE_JIT else _by_type(made))

@@ -223,7 +223,8 @@ def log_deal_nb(
 @kernel
 def _remove_row_nb(account: I8, positions: I8, k: int) -> None:
     for j in range(k, account[N_POSITIONS] - 1):
-        positions[j] = positions[j + 1]
+        for c in range(N_POSITION):
+            positions[j, c] = positions[j + 1, c]
     account[N_POSITIONS] -= 1
 
 

@@ -11,9 +11,9 @@ __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT
            'PEAK_EQUITY', 'DAY', 'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN',
            'REFUSED_DAILY_LOSS', 'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET',
            'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS',
-           'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits', 'entry_volume_nb', 'watch_nb',
-           'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb', 'entry_nb', 'decide_each_nb', 'RiskManager',
-           'refusals', 'no_positions']
+           'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits', 'entry_volume_nb', 'trailed_nb',
+           'watch_nb', 'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb', 'entry_nb', 'decide_each_nb',
+           'RiskManager', 'refusals', 'no_positions']
 
 # %% ../../nbs/11_engine.risk.ipynb #4267568d
 from dataclasses import dataclass
@@ -140,6 +140,20 @@ def _followed_nb(params: I8, limits: F8, target: F8, position: I8, bar: I8) -> i
 def _tighter_nb(side: int, old: int, new: int) -> bool:
     return new > 0 and (old == 0 or side * (new - old) > 0)
 
+
+@kernel
+def trailed_nb(params: I8, limits: F8, target: F8, position: I8, bar: I8, protect: int) -> int:
+    "The stop of a position protected against `protect`, moved after `bar` or as it was; -1 where the price is already beyond it."
+    side, sl = position[SIDE], position[POSITION_SL]
+    followed = _followed_nb(params, limits, target, position, bar)
+    if not _tighter_nb(side, sl, followed):
+        return int(sl)
+    if side * (protect - followed) <= 0:
+        return -1
+    nearest = protect - side * max(int(params[STOPS_LEVEL]), 1)
+    followed = nearest if side * (followed - nearest) > 0 else followed
+    return int(followed if _tighter_nb(side, sl, followed) else sl)
+
 # %% ../../nbs/11_engine.risk.ipynb #68b2e8a1
 @kernel
 def _refusal_nb(params: I8, limits: F8, state: F8, bar_close: int, now: int, bid: int, ask: int, equity: int) -> int:
@@ -166,15 +180,9 @@ def watch_nb(limits: F8, state: F8, day: int, now: int, equity: int) -> None:
 
 
 @kernel
-def is_waiting_nb(params: I8, limits: F8, state: F8, target: F8, position: I8, bar: I8, now: int) -> bool:
-    "True if `decide_nb` would do nothing but `watch_nb`, whatever the prices."
-    if not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]:
-        return False
-    if position[TICKET] == 0:
-        return True
-    if not np.isnan(target[TIME_LIMIT]) and now - position[TIME_OPEN] >= target[TIME_LIMIT]:
-        return False
-    return not _tighter_nb(position[SIDE], position[POSITION_SL], _followed_nb(params, limits, target, position, bar))
+def is_waiting_nb(state: F8, target: F8) -> bool:
+    "True if `decide_nb` would at most follow a position, by its stop or until its time limit, whatever the prices."
+    return bool(np.isnan(target[TARGET_ID]) or target[TARGET_ID] == state[LAST_ID])
 
 
 @kernel
@@ -184,7 +192,7 @@ def decide_nb(
 ) -> int:
     "Turn a target into at most 3 rows of `out` for one position that isn't scaled; return their number. No position has ticket 0."
     watch_nb(limits, state, day, now, equity)
-    is_new = not np.isnan(target[TARGET_ID]) and target[TARGET_ID] != state[LAST_ID]
+    is_new = not is_waiting_nb(state, target)
     if is_new:
         state[LAST_ID] = target[TARGET_ID]
     wanted = int(target[TARGET_SIDE]) if is_new else 0
@@ -192,11 +200,10 @@ def decide_nb(
     protect = bid if side > 0 else ask
     if position[TICKET] > 0:
         sl, tp = position[POSITION_SL], position[POSITION_TP]
-        followed = _followed_nb(params, limits, target, position, bar)
-        followed = followed if _tighter_nb(side, sl, followed) else 0
+        trailed = trailed_nb(params, limits, target, position, bar, protect)
         closes = is_new and wanted != side
         closes = closes or (not np.isnan(target[TIME_LIMIT]) and now - position[TIME_OPEN] >= target[TIME_LIMIT])
-        closes = closes or (followed > 0 and side * (protect - followed) <= 0)
+        closes = closes or trailed < 0
         if closes:
             out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE] = CLOSE, position[TICKET], -side
             out[0, INTENT_VOLUME], out[0, INTENT_SL], out[0, INTENT_TP] = position[POSITION_VOLUME], 0, 0
@@ -208,9 +215,7 @@ def decide_nb(
                 stop = _level_nb(params, limits, side, quote, protect, target[STOP], -1)
                 new_sl = stop if _tighter_nb(side, sl, stop) else sl
                 new_tp = _level_nb(params, limits, side, quote, protect, target[TAKE_PROFIT], 1)
-            nearest = protect - side * max(int(params[STOPS_LEVEL]), 1)
-            followed = nearest if followed > 0 and side * (followed - nearest) > 0 else followed
-            new_sl = followed if _tighter_nb(side, new_sl, followed) else new_sl
+            new_sl = trailed if _tighter_nb(side, new_sl, trailed) else new_sl
             is_frozen = False
             for level in (sl, tp):
                 is_frozen = is_frozen or (params[FREEZE_LEVEL] > 0 and level > 0 and abs(protect - level) <= params[FREEZE_LEVEL])
