@@ -288,7 +288,8 @@ def extremes_nb(close: F8, highest: F8, lowest: F8) -> None:
     block = highest.shape[2]
     for start in range(0, close.shape[0], block):
         n, high, low = min(block, close.shape[0] - start), highest[start // block], lowest[start // block]
-        high[0, :n], low[0, :n] = close[start : start + n], close[start : start + n]
+        for i in range(n):
+            high[0, i] = low[0, i] = close[start + i]
         half, k = 1, 1
         while 2 * half <= n:
             a, b, out = high[k - 1], high[k - 1, half:], high[k]

@@ -282,6 +282,12 @@ def _asked_nb(params: I8, limits: F8, target: F8, bid: int, ask: int, equity: in
 
 
 @kernel
+def _copy_nb(values: F8, out: F8) -> None:
+    for k in range(values.shape[0]):    # A copy of a slice would compile numba's messages, too
+        out[k] = values[k]
+
+
+@kernel
 def exits_nb(
     params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int, own: I8,
     out: I8,
@@ -290,7 +296,7 @@ def exits_nb(
     n, freed, held, excess, scratch = 0, 0, 0, 0, state.copy()
     for k in range(own.shape[0]):
         position = own[k]
-        scratch[:] = state
+        _copy_nb(state, scratch)
         count = decide_nb(params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:])
         if count > 0 and out[n, KIND] == CLOSE:
             freed += margin_nb(params, position[SIDE], position[POSITION_VOLUME], position[PRICE_OPEN])
@@ -313,7 +319,7 @@ def exits_nb(
             n += 1
     for k in range(own.shape[0]):
         position = own[k]
-        scratch[:] = state
+        _copy_nb(state, scratch)
         if position[POSITION_VOLUME] > 0 and decide_nb(
             params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:],
         ) > 0:

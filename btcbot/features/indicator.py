@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel, own_sources
 from ..core.steps import IS_COMPILED, Step, borrow_nb, call_step_nb, prefetch_nb, row_address, row_nb, step_address, table_nb
-from .hashing import function_hash
+from .hashing import function_hash, same_code
 from .windows import BLOCK
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ def register(
 ) -> Class:      # The same
     "Make an indicator known by its name, in place of one of your own before; a shipped one keeps its name."
     taken = INDICATORS.get(cls.name(), cls)
-    if taken.__module__.startswith("btcbot.") and function_hash(taken.plan) != function_hash(cls.plan):
+    if taken.__module__.startswith("btcbot.") and not same_code(taken.plan, cls.plan):
         raise BtcbotError(
             f"{cls.__module__}.{cls.__qualname__} can't be known as {cls.name()!r}: that is {taken.__module__}.{taken.__qualname__}, "
             "which strategies and stored features rely on. Choose another name."
