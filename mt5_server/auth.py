@@ -23,8 +23,9 @@ from btcbot.security.grants import HOLDS, WARN_MS, Grant, Role, breach, moment
 from btcbot.security.proofs import Arrived, ProofError, Seen, check_proof, key_of
 from btcbot.security.sealing import Sealer
 from btcbot.security.throttle import RateLimit, Throttled, source_of
+from btcbot.security.unlocking import vault_key
 from btcbot.security.users import SESSION_PREFIX, LoginRefused, Session, Users, token_hash
-from btcbot.security.vault import KEY_VARIABLE, Vault, vault_key
+from btcbot.security.vault import KEY_VARIABLE, Vault
 from btcbot.terminal.wire import Json
 from mt5_server.grants import GRANT_PREFIX, METRICS_PREFIX, Grants, Held, magic_texts
 from mt5_server.refusal import Refusal

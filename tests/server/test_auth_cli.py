@@ -11,7 +11,8 @@ import pytest
 
 from btcbot.security.keys import make_key
 from btcbot.security.passwords import Cost
-from btcbot.security.vault import Vault, vault_key
+from btcbot.security.unlocking import vault_key
+from btcbot.security.vault import Vault
 from mt5_server import auth_cli
 from mt5_server.auth import Auth, AuthSettings
 
