@@ -124,7 +124,7 @@ class AuthSettings:
     """What can be chosen."""
 
     folder: Path | None = None  # of people.sqlite3, grants.sqlite3 and vault.json; None: the owner's token and nobody else
-    vault_key: str | None = None  # env:NAME, file:PATH or passphrase-env:NAME
+    vault_key: str | None = None  # env:NAME, file:PATH, keyring:NAME or passphrase-env:NAME
     origins: frozenset[str] = frozenset()  # what clients may call this server; empty: as the request says
     token_s: float = 600.0
     skew_s: float = 60.0

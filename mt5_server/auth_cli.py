@@ -6,12 +6,8 @@ admin, and the first person of all takes nothing but the machine. What takes acc
 """
 
 import argparse
-import getpass
-import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -19,15 +15,13 @@ from btcbot.core.config import home_folder
 from btcbot.core.errors import BtcbotError
 from btcbot.security.grants import ROLES, moment
 from btcbot.security.keys import public_bytes
-from btcbot.security.throttle import Throttled
-from btcbot.security.totp import qr_text, seed_uri
-from btcbot.security.users import Enrolment, LoginRefused, Users
+from btcbot.security.users import Users
+from btcbot.security.warden import add_person, confirmed, list_people, remove_person, reset_person, say
 from mt5_server.auth import Auth, AuthSettings
 from mt5_server.grants import magic_ranges, magic_texts
 
 COMMANDS: Final = ("user", "grant", "token")
 FOLDER: Final = "mt5_server"  # in btcbot's home folder
-_LOCAL: Final = "127.0.0.1"
 
 
 def default_folder() -> Path:
@@ -35,72 +29,9 @@ def default_folder() -> Path:
     return home_folder() / FOLDER
 
 
-def _say(text: str = "") -> None:
-    print(text, flush=True)
-
-
-def _can_print(text: str) -> bool:
-    """Say whether the terminal has the characters; that of an old Windows, or a file, may not."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _ask(prompt: str, *, is_secret: bool = False) -> str:
-    """Ask at the terminal, or read the next line of standard input."""
-    if sys.stdin.isatty():
-        return getpass.getpass(prompt) if is_secret else input(prompt)
-    line = sys.stdin.readline(4096)
-    if not line:
-        raise BtcbotError(f"Standard input ended where this was expected: {prompt.strip().rstrip(':')}.")
-    return line.rstrip("\r\n")
-
-
-def _new_password() -> str:
-    password = _ask("New password: ", is_secret=True)
-    if sys.stdin.isatty() and _ask("Once more: ", is_secret=True) != password:
-        raise BtcbotError("The two passwords differ: start again.")
-    return password
-
-
 def _people(auth: Auth) -> Users:
     assert auth.users is not None
     return auth.users
-
-
-def _as_admin(auth: Auth) -> str:
-    """Ask for a person with role admin, and return the name."""
-    name = _ask("Your name: ")
-    try:
-        session = _people(auth).login(name, _ask("Your password: ", is_secret=True), _ask("Your code: "), _LOCAL)
-    except (LoginRefused, Throttled) as error:
-        raise BtcbotError(str(error)) from None
-    _people(auth).end(session.handle)
-    if "admin" not in session.roles:
-        raise BtcbotError(f"{session.name} has no role admin: somebody who has must do this.")
-    return session.name
-
-
-def _show(enrolment: Enrolment) -> None:
-    uri = seed_uri(enrolment.seed, enrolment.name, socket.gethostname())
-    if _can_print(drawn := qr_text(uri, sys.stdout.isatty() and (os.name == "posix" or "WT_SESSION" in os.environ))):
-        _say("Scan this with an application for one-time codes on your phone:")
-        _say(drawn)
-        _say(f"or type the seed: {enrolment.seed}")
-    else:
-        _say(f"Type this into an application for one-time codes on your phone, as time-based, seed: {enrolment.seed}")
-    _say("Recovery codes, for the day when the phone is gone. Each works once. Write them down now, they are not shown again:")
-    for code in enrolment.recovery_codes:
-        _say(f"  {code}")
-
-
-def _enrol(auth: Auth, name: str, keep: Callable[[Enrolment, str, str], None]) -> None:
-    enrolment = _people(auth).enrol(name)
-    password = _new_password()
-    _show(enrolment)
-    keep(enrolment, password, _ask("The code that the phone shows now: "))
 
 
 def _words(text: str) -> list[str]:
@@ -108,40 +39,19 @@ def _words(text: str) -> list[str]:
 
 
 def _user_add(auth: Auth, given: argparse.Namespace) -> None:
-    users = _people(auth)
-    is_first = not users.people()
-    roles = _words(given.roles or ("read,trade,admin" if is_first else "read"))
-    if is_first and "admin" not in roles:
-        raise BtcbotError("The first person must have the role admin, since only such a person lets others in: add it to --roles.")
-    if not is_first:
-        _as_admin(auth)
-    _enrol(auth, given.name, lambda enrolment, password, code: users.add(enrolment, password, roles, code))
-    _say(f"{given.name} may log in, with the roles {', '.join(roles)}.")
+    add_person(_people(auth), given.name, _words(given.roles or ""))
 
 
 def _user_list(auth: Auth, given: argparse.Namespace) -> None:
-    for person in _people(auth).people():
-        made = datetime.fromtimestamp(person.created_ms / 1000, UTC)
-        _say(f"{person.name}  {','.join(sorted(person.roles))}  since {made:%Y-%m-%d}  {person.recovery_codes_left} recovery codes left")
-
-
-def _confirm(name: str, what: str) -> None:
-    if _ask(f"{what} Type {name} to go on: ") != name:
-        raise BtcbotError("Nothing was changed: the name wasn't typed.")
+    list_people(_people(auth))
 
 
 def _user_remove(auth: Auth, given: argparse.Namespace) -> None:
-    _confirm(given.name, f"{given.name} won't be able to log in any more.")
-    _people(auth).remove(given.name)
-    _say(f"{given.name} was removed; all sessions have ended.")
+    remove_person(_people(auth), given.name)
 
 
 def _user_reset(auth: Auth, given: argparse.Namespace) -> None:
-    if given.name not in [person.name for person in _people(auth).people()]:
-        raise BtcbotError(f"There is nobody named {given.name}: mt5-server user list shows who there is.")
-    _confirm(given.name, f"The old password, phone and recovery codes of {given.name} will be worth nothing.")
-    _enrol(auth, given.name, _people(auth).reset)
-    _say(f"{given.name} has a new password, seed and recovery codes; all sessions have ended.")
+    reset_person(_people(auth), given.name)
 
 
 def _public_key(text: str) -> str:
@@ -159,7 +69,7 @@ def _public_key(text: str) -> str:
 
 def _grant_issue(auth: Auth, given: argparse.Namespace) -> None:
     public, magics = _public_key(given.key), magic_ranges(_words(given.magics))
-    by = _as_admin(auth)
+    by = confirmed(_people(auth))
     grant = auth.grants.issue(
         public,
         by,
@@ -172,7 +82,7 @@ def _grant_issue(auth: Auth, given: argparse.Namespace) -> None:
         days=given.days,
         roles=_words(given.roles),
     )
-    _say(f"{grant.id} is good until {moment(grant.ends_ms)}; after that it closes positions until {moment(grant.reduce_until_ms)}.")
+    say(f"{grant.id} is good until {moment(grant.ends_ms)}; after that it closes positions until {moment(grant.reduce_until_ms)}.")
 
 
 def _grant_list(auth: Auth, given: argparse.Namespace) -> None:
@@ -183,37 +93,37 @@ def _grant_list(auth: Auth, given: argparse.Namespace) -> None:
         magics = ",".join(magic_texts(grant))
         roles, symbols = ",".join(sorted(grant.roles)), ",".join(grant.symbols)
         what = f"account {grant.account}  {symbols}  magics {magics}  {limits}  {roles}"
-        _say(f"{grant.id}  {grant.name}  {what}  by {grant.issued_by}  {state}")
+        say(f"{grant.id}  {grant.name}  {what}  by {grant.issued_by}  {state}")
 
 
 def _grant_revoke(auth: Auth, given: argparse.Namespace) -> None:
     if not auth.grants.revoke(given.id):
         raise BtcbotError(f"There is no grant {given.id}: mt5-server grant list shows them.")
-    _say(f"{given.id} was revoked; it is worth nothing from now on.")
+    say(f"{given.id} was revoked; it is worth nothing from now on.")
 
 
 def _token_metrics(auth: Auth, given: argparse.Namespace) -> None:
-    _as_admin(auth)
-    _say(auth.grants.new_reader(given.name))
-    _say("It reads /metrics and nothing else. It isn't shown again: put it into the file that Prometheus reads (credentials_file).")
+    confirmed(_people(auth))
+    say(auth.grants.new_reader(given.name))
+    say("It reads /metrics and nothing else. It isn't shown again: put it into the file that Prometheus reads (credentials_file).")
 
 
 def _token_list(auth: Auth, given: argparse.Namespace) -> None:
     for name, made_ms in auth.grants.readers():
-        _say(f"{name}  since {moment(made_ms)}")
+        say(f"{name}  since {moment(made_ms)}")
 
 
 def _token_revoke(auth: Auth, given: argparse.Namespace) -> None:
     if not auth.grants.revoke_reader(given.name):
         raise BtcbotError(f"There is no token {given.name}: mt5-server token list shows them.")
-    _say(f"{given.name} was revoked; it is worth nothing from now on.")
+    say(f"{given.name} was revoked; it is worth nothing from now on.")
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--folder", type=Path, help=f"where people, grants and the vault are (default: {FOLDER} in btcbot's home folder)")
     common.add_argument(
-        "--vault-key", metavar="SOURCE", help="env:NAME, file:PATH or passphrase-env:NAME (default: vault.key in the folder)"
+        "--vault-key", metavar="SOURCE", help="env:NAME, file:PATH, keyring:NAME or passphrase-env:NAME (default: vault.key in the folder)"
     )
     parser = argparse.ArgumentParser("mt5-server", description="Who may call the server. Works while it runs, and at once.")
     groups = parser.add_subparsers(required=True, metavar="COMMAND")

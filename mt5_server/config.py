@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--call-timeout-s", type=float, metavar="SECONDS", help="longest wait for one call of the terminal (default: 60)")
     add("--streams", type=int, metavar="N", help="how many streams at a time (default: 16)")
     add("--origins", metavar="URL,URL", help="by what URLs clients call this server, where a proxy stands in between")
-    add("--vault-key", metavar="WHERE", help="key of the vault: file:PATH, env:NAME or passphrase-env:NAME")
+    add("--vault-key", metavar="WHERE", help="key of the vault: env:NAME, file:PATH, keyring:NAME or passphrase-env:NAME")
     add(
         "--token-stdin",
         action="store_true",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyotp
 import pytest
 
+from btcbot.security import warden
 from btcbot.security.keys import make_key
 from btcbot.security.passwords import Cost
 from btcbot.security.unlocking import vault_key
@@ -178,13 +179,13 @@ def test_at_a_terminal_passwords_are_typed_twice_and_unseen(desk: Desk, monkeypa
     typed = iter([PASSWORD, "another one entirely"])
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(typed))
     monkeypatch.setattr("builtins.input", lambda prompt: "anna")
-    assert "the two passwords differ" in desk.run("user", "reset", "anna", status=2).lower()
+    assert "the two entries of the password differ" in desk.run("user", "reset", "anna", status=2).lower()
     monkeypatch.setattr("builtins.input", lambda prompt: (_ for _ in ()).throw(KeyboardInterrupt))
     assert desk.run("user", "reset", "anna", status=130) == ""
 
 
 def test_a_terminal_without_the_characters_shows_the_seed_alone(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth_cli, "qr_text", lambda uri, is_coloured: "\udcff")
+    monkeypatch.setattr(warden, "qr_text", lambda uri, is_coloured: "\udcff")
     said = desk.run("user", "reset", "anna", lines=("anna", PASSWORD, desk.scan("anna")))
     assert "Scan this" not in said and desk.seeds["anna"] in said
 
