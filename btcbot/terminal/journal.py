@@ -316,6 +316,16 @@ class OrderJournal:
             self._connection.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
             return str(self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
 
+    def put(
+        self,
+        name: str,      # Of the fact
+        value: str,     # What holds from now on, whatever was written down before
+    ) -> None:
+        "Write a fact down in place of the one before."
+        with self._lock:
+            upsert = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            self._connection.execute(upsert, (name, value))
+
     def forget(
         self,
         name: str,   # Of a fact

@@ -25,7 +25,7 @@ from ..core.progress import progress
 from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
 from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_positions
-from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, timeframe_ms
+from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, time_ms, timeframe_ms
 from ..market.clock import ServerClock, format_utc, to_server, to_utc
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
@@ -35,6 +35,7 @@ from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
 from .execution import OrderExecution
 from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
+from .standing import Standing
 
 # %% ../../nbs/71_trading.trader.ipynb #48ad640c
 class LockStepTerminal(Terminal, LockStep, Protocol):
@@ -138,6 +139,8 @@ class Trader:
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
         self._refused = self.risk.refusals
         self._unit = 10.0**profile.symbol.digits
+        self.standing = Standing(journal, self.risk.params, self._unit, profile.symbol.volume_step)
+        self._recent = pd.DataFrame({"low": [], "high": []}, index=time_index(np.zeros(0, np.int64)))
         name, number = profile.symbol.name, TIMEFRAMES[timeframe]
         self.calls: tuple[Call, ...] = (
             ("copy_rates_from_pos", (name, number, 0, 3), {}),
@@ -158,6 +161,7 @@ class Trader:
         for start in range(0, len(bars), 65_536):
             self.stream.update(bar_block(bars.iloc[start : start + 65_536]))
         self.execution.data_hash = content_hash(bars)  # each order carries it
+        self._recent = bars[["low", "high"]].iloc[-2 * _DAY // self.length :]
         if len(bars):
             self._last_time = int(bar_block(bars.iloc[-1:])[0, 0])
 
@@ -184,6 +188,7 @@ class Trader:
         is_first, self._has_started = not self._has_started, True
         if is_first:  # what the strategy wanted before the first moment of trading is no signal
             self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
+            self._take_standing(account, tick)
         if not len(block):
             return 0
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
@@ -199,13 +204,14 @@ class Trader:
         metrics.spread.set(round((tick.ask - tick.bid) * self._unit))
         if is_first:
             return 0
-        bar = point_bars(block[-1:], self.profile.symbol.digits)[0]
+        bar, equity = point_bars(block[-1:], self.profile.symbol.digits)[0], self._equity(account)
         intents = self.risk.decide(
             self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
-            round(account.equity * 100), round(account.margin * 100), self._own(positions),
+            equity, round(account.margin * 100), self._own(positions),
         )
+        self.standing.keep(self.risk.state)  # before an order goes
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
-        metrics.drawdown.set(self.risk.drawdown(round(account.equity * 100)))
+        metrics.drawdown.set(self.risk.drawdown(equity))
         for rule, count in self.risk.refusals.items():
             if count > self._refused[rule]:
                 metrics.risk_refusals[rule].inc(count - self._refused[rule])
@@ -216,6 +222,31 @@ class Trader:
             metrics.stages["order"].observe((done := time.perf_counter()) - sent)
             self.record.decided_ms.append((done - began) * 1000)
         return len(intents)
+
+    def _deals(self) -> tuple[TradeDeal, ...] | None:
+        self.record.requests += 1
+        return self.terminal.history_deals_get(1, 2**31 - 1)
+
+    def _take_standing(self, account: AccountInfo, tick: Tick) -> None:
+        "Take up peak, day's reference and halt of an earlier run."
+        deals = self._deals()
+        if deals is None:
+            raise TerminalUnreachable(f"The terminal gives no deals: {self.terminal.last_error()[1]}.")
+        day = tick.time_msc // _DAY
+        server = to_server(self.clock, time_ms(self._recent.index))
+        around = self._recent[(server > day * _DAY - 2 * self.length) & (server <= day * _DAY)]
+        prices = float(around["low"].min()), float(around["high"].max())
+        for line in self.standing.begin(self.risk.state, account, round(account.equity * 100), deals, day, prices):
+            _log.warning("%s", line)
+
+    def _equity(self, account: AccountInfo) -> int:
+        "Equity in cents that limits are held against; see to it that deposits are no profit, and that a halt ends when it was lifted."
+        if self.standing.is_changed(account) and (paid := self.standing.explain(self.risk.state, account, self._deals())):
+            _log.warning("%+.2f were paid in or out: the limits' references were shifted by that", paid / 100)
+        equity = self.standing.counted(round(account.equity * 100))
+        if who := self.standing.lifted(self.risk.state, equity):
+            _log.warning("%s lifted the halt: the drawdown counts from %.2f", who, equity / 100)
+        return equity
 
     def reconcile(self) -> list[Difference]:   # Also in `differences`; empty where all agrees
         "Compare the journal with the broker's records; where an invariant is broken for long, no entry follows until a person has looked."
