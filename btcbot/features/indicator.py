@@ -16,8 +16,9 @@ import hashlib
 import math
 import re
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
@@ -346,7 +347,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 65_536     # Bars of the first part, which is timed
-WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
+WORTH_S: Final = 1e-3    # Seconds of work left for which one more thread is started
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
@@ -357,29 +358,39 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     def run(program: Program, begin: int, end: int) -> None:
         program.run(places([row[begin:] for row in rows]), places([row[begin:] for row in out]), end - begin)
 
-    def work() -> None:
-        program = indicator.program()
+    def work(program: Program, reached: int) -> None:
         for begin, end in parts:
-            start = max(begin - lead, 0)
-            if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
-                known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
-                start = int(known[-1]) if len(known) else 0
-            unused = np.empty((len(out), begin - start))
-            program.clear()
-            program.run(places([row[start:] for row in rows]), places(unused), begin - start)
+            if begin != reached:
+                start = max(begin - lead, 0)
+                if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
+                    known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
+                    start = int(known[-1]) if len(known) else 0
+                unused = np.empty((len(out), begin - start))
+                program.clear()
+                program.run(places([row[start:] for row in rows]), places(unused), begin - start)
             run(program, begin, end)
+            reached = end
+
+    def help(done: Future[None]) -> None:
+        try:
+            work(indicator.program(), -1)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
     program, began = indicator.program(), time.perf_counter()
     run(program, 0, first)
     left = (time.perf_counter() - began) / first * (n - first) if n else 0.0
-    threads = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact and left > WORTH_S else 1
+    most = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact else 1
+    threads = min(most, 1 + int(left / WORTH_S))
     if threads == 1 or n - first < 32 * threads * lead:
         run(program, first, n)
         return out
     parts = pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist())   # small ones: another program may hold a core
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
+    others: list[Future[None]] = [Future() for _ in range(threads - 1)]
+    for other in others:
+        start_new_thread(help, (other,))    # a pool would wait until it runs, which takes longer than some indicators
+    work(program, first)
     for other in others:
         other.result()
     return out
