@@ -347,7 +347,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 65_536     # Bars of the first part, which is timed
-WORTH_S: Final = 1e-3    # Seconds of work left for which one more thread is started
+WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
@@ -381,8 +381,7 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     program, began = indicator.program(), time.perf_counter()
     run(program, 0, first)
     left = (time.perf_counter() - began) / first * (n - first) if n else 0.0
-    most = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact else 1
-    threads = min(most, 1 + int(left / WORTH_S))
+    threads = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact and left > WORTH_S else 1
     if threads == 1 or n - first < 32 * threads * lead:
         run(program, first, n)
         return out
