@@ -16,8 +16,9 @@ import hashlib
 import math
 import re
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
@@ -357,17 +358,25 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     def run(program: Program, begin: int, end: int) -> None:
         program.run(places([row[begin:] for row in rows]), places([row[begin:] for row in out]), end - begin)
 
-    def work() -> None:
-        program = indicator.program()
+    def work(program: Program, reached: int) -> None:
         for begin, end in parts:
-            start = max(begin - lead, 0)
-            if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
-                known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
-                start = int(known[-1]) if len(known) else 0
-            unused = np.empty((len(out), begin - start))
-            program.clear()
-            program.run(places([row[start:] for row in rows]), places(unused), begin - start)
+            if begin != reached:
+                start = max(begin - lead, 0)
+                if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
+                    known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
+                    start = int(known[-1]) if len(known) else 0
+                unused = np.empty((len(out), begin - start))
+                program.clear()
+                program.run(places([row[start:] for row in rows]), places(unused), begin - start)
             run(program, begin, end)
+            reached = end
+
+    def help(done: Future[None]) -> None:
+        try:
+            work(indicator.program(), -1)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
     program, began = indicator.program(), time.perf_counter()
     run(program, 0, first)
@@ -377,9 +386,10 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
         run(program, first, n)
         return out
     parts = pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist())   # small ones: another program may hold a core
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
+    others: list[Future[None]] = [Future() for _ in range(threads - 1)]
+    for other in others:
+        start_new_thread(help, (other,))    # a pool would wait until it runs, which takes longer than some indicators
+    work(program, first)
     for other in others:
         other.result()
     return out

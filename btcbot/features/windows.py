@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from ..core.jit import F8, I8, kernel
+from ..core.vectors import LANES, PAST, TAIL, keep_nb, later1_nb, later2_nb, later4_nb, next_nb, put_nb, spread_nb
 
 # %% ../../nbs/40_features.windows.ipynb #b7949aeb
 BLOCK: Final = 512   # Most bars that a kernel is given at once; longer input is cut before
@@ -207,13 +208,12 @@ DROPPED: Final = 1e-12   # Weights below this share of the newest one are droppe
 
 def decay_shape(
     decay: float,         # Weight of a value relative to the next newer one, in (0, 1)
-) -> tuple[int, int]:     # Stages, and the radix of the last one: the tree reaches radix * 4**(stages - 1) bars back
+) -> tuple[int, int]:     # Stages, and the radix of the last one: the tree reaches radix * 8 * 4**stages bars back
     "Return the smallest tree over which the weights fall below `DROPPED`."
-    bars = max(np.log(DROPPED) / np.log(decay), 3.0)
-    stages = 1
-    while 2 * 4**stages < bars:
+    bars, stages = np.log(DROPPED) / np.log(decay), 1
+    while 64 * 4**stages < bars:
         stages += 1
-    return stages, math.ceil(bars / 4 ** (stages - 1))
+    return stages, max(math.ceil(bars / (8 * 4**stages)), 2)
 
 
 def decay_length(
@@ -221,28 +221,51 @@ def decay_length(
 ) -> int:          # Bars
     "Return how many bars a decaying sum depends on."
     stages, last = decay_shape(decay)
-    return int(last * 4 ** (stages - 1))
+    return int(last * 8 * 4**stages)
 
 
 @kernel
 def decay_cells_nb(stages: int) -> int:
     "Cells of float state of `decay_sum_nb`; it needs `stages` cells of whole-number state."
-    cells = 0
+    cells = TAIL
     for k in range(stages):
-        cells += reach_cells_nb((3 if k < stages - 1 else 7) << (2 * k))
+        cells += reach_cells_nb((3 if k < stages - 1 else 7) * PAST << (2 * k))
     return cells
 
 
 @kernel
+def _double_nb(tail: F8, decay: float, x: F8, out: F8) -> float:
+    "Decaying sums of 32 values; return the weight of the next older 32."
+    square, a = decay * decay, spread_nb(0.0)
+    fourth = square * square
+    eighth = fourth * fourth
+    w1, w2, w4, w8, w16 = spread_nb(decay), spread_nb(square), spread_nb(fourth), spread_nb(eighth), spread_nb(eighth * eighth)
+    pairs, fours, eights, sixteens, older = a, a, a, a, a
+    for i in range(-PAST, x.shape[0], LANES):
+        b = next_nb(tail, x, i)
+        two = b + w1 * later1_nb(a, b)
+        four = two + w2 * later2_nb(pairs, two)
+        eight = four + w4 * later4_nb(fours, four)
+        sixteen = eight + w8 * eights
+        if i >= 0:
+            put_nb(tail, out, i, sixteen + w16 * older)
+        a, pairs, fours, eights, sixteens, older = b, two, four, eight, sixteen, sixteens
+    keep_nb(tail, x)
+    return eighth * eighth * eighth * eighth
+
+
+@kernel
 def _fade_nb(seen: F8, size: int, radix: int, weight: float, scale: float, out: F8) -> None:
-    "`scale` times the sum of 3 to 8 windows of `size`, weighted by `weight` relative to the next newer; `seen` begins with the oldest."
+    "`scale` times the sum of 2 to 8 windows of `size`, weighted by `weight` relative to the next newer; `seen` begins with the oldest."
     square = weight * weight
     w1, w2, w3 = scale * weight, scale * square, scale * weight * square
     w4, w5, w6, w7 = w2 * square, w3 * square, w2 * square * square, w3 * square * square
-    a, b, c, d = seen[(radix - 1) * size :], seen[(radix - 2) * size :], seen[(radix - 3) * size :], seen[max(radix - 4, 0) * size :]
+    a, b, c, d = seen[(radix - 1) * size :], seen[(radix - 2) * size :], seen[max(radix - 3, 0) * size :], seen[max(radix - 4, 0) * size :]
     e, f, g = seen[max(radix - 5, 0) * size :], seen[max(radix - 6, 0) * size :], seen[max(radix - 7, 0) * size :]
     for i in range(out.shape[0]):
-        total = (scale * a[i] + w1 * b[i]) + w2 * c[i]
+        total = scale * a[i] + w1 * b[i]
+        if radix > 2:
+            total += w2 * c[i]
         if radix > 3:
             total += w3 * d[i]
         if radix > 4:
@@ -258,10 +281,10 @@ def _fade_nb(seen: F8, size: int, radix: int, weight: float, scale: float, out: 
 
 @kernel
 def _decay_nb(tree: F8, at: I8, stages: int, last: int, decay: float, scale: float, x: F8, out: F8) -> None:
-    size, weight, offset = 1, decay, 0
-    past = 3 if stages > 1 else last - 1
+    past, size, offset = PAST * (3 if stages > 1 else last - 1), PAST, TAIL
     room = reach_cells_nb(past)
-    seen = reach_nb(tree[:room], at, past, x)
+    seen = room_nb(tree[offset : offset + room], at, past, x.shape[0])
+    weight = _double_nb(tree[:TAIL], decay, x, seen[past:])
     for k in range(1, stages):
         offset += room
         past = 4 * size * (3 if k < stages - 1 else last - 1)
@@ -275,14 +298,14 @@ def _decay_nb(tree: F8, at: I8, stages: int, last: int, decay: float, scale: flo
 
 @kernel
 def decay_sum_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, out: F8) -> None:
-    "Sum of the last `last * 4**(stages - 1)` values, each weighted by `decay` to the power of its age in bars."
+    "Sum of the last `last * 8 * 4**stages` values, each weighted by `decay` to the power of its age in bars."
     _decay_nb(tree, at, stages, last, decay, 1.0, x, out)
 
 # %% ../../nbs/40_features.windows.ipynb #f6dbfd76
 @kernel
 def decay_mean_nb(tree: F8, at: I8, stages: int, last: int, decay: float, x: F8, out: F8) -> None:
     "Mean of the values of `decay_sum_nb`; `at` has a cell more, the first, which counts values."
-    count, length = at[0], last << (2 * (stages - 1))
+    count, length = at[0], last * LANES << (2 * stages)
     total = (1.0 - decay**length) / (1.0 - decay)
     _decay_nb(tree, at[1:], stages, last, decay, 1.0 / total, x, out)
     for i in range(min(length - 1 - count, x.shape[0])):
