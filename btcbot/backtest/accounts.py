@@ -100,7 +100,8 @@ def _until_nb(places: I8, k: int, n: int) -> int:
     return int(places[k - 1] + 1 if k < places.shape[0] else n)
 
 # %% ../../nbs/55_backtest.accounts.ipynb #adcd2e70
-_GROUP: Final = 16   # Targets that are looked at together
+_PART: Final = 128   # Bars of a step: what it writes stays in the nearest cache
+_GROUP: Final = 32   # Targets that are looked at together
 
 
 @kernel
@@ -119,11 +120,9 @@ def _bits_nb(now: I8, before: I8) -> int:
 
 
 @kernel
-def _new_targets_nb(flat: F8, n: int, places: I8, k0: int, last: F8, since: I8, wanted: F8, begin: int) -> int:
-    "Write the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
-    for c in range(N_TARGET):
-        wanted[0, c], flat[c] = last[c], last[c]
-    since[0], count, bits = begin, 1, flat.view(np.int64)
+def _new_targets_nb(flat: F8, n: int, places: I8, k0: int, count: int, since: I8, wanted: F8) -> int:
+    "Add the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
+    bits = flat.view(np.int64)
     for a in range(0, n, _GROUP):
         b = min(a + _GROUP, n)
         if _bits_nb(bits[N_TARGET * (a + 1) : N_TARGET * (b + 1)], bits[N_TARGET * a : N_TARGET * b]) == 0:
@@ -135,18 +134,38 @@ def _new_targets_nb(flat: F8, n: int, places: I8, k0: int, last: F8, since: I8, 
                     wanted[count, c] = flat[now + c]
                 since[count] = places[k0 + j] + 1
                 count += 1
-    for c in range(N_TARGET):
-        last[c] = wanted[count - 1, c]
     return count
 
 
 @kernel
-def _lay_nb(room: F8, features: F8, columns: I8) -> None:
-    "Lay features beside the columns of bars, as `strategies.base.lay_nb` does."
-    for j in range(room.shape[0]):
-        row = room[j]
-        for c in range(columns.shape[0]):
-            row[7 + c] = features[columns[c], j]
+def _lay_nb(room: F8, features: F8, columns: I8, before: I8, a: int, n: int) -> None:
+    "Lay `n` values of features, from `a` on, beside the columns of bars, but for those that lie there `before`."
+    for c in range(columns.shape[0]):
+        if columns[c] != before[c]:
+            for j in range(n):
+                room[1 + j + j // _PART * 2, 7 + c] = features[columns[c], a + j]
+
+
+@kernel
+def _step_targets_nb(
+    address: int, params: F8, state_f: F8, state_i: I8, room: F8, count: int, places: I8, a: int, last: F8, flat: F8, since: I8,
+    wanted: F8, begin: int,
+) -> int:
+    "Run a step over the `count` bars of a block, part by part, and write its new targets; return their number."
+    out, m = flat.reshape(_PART + 1, N_TARGET), 1
+    since[0] = begin
+    for c in range(N_TARGET):
+        wanted[0, c], flat[c] = last[c], last[c]
+    for start in range(0, count, _PART):
+        n, row = min(_PART, count - start), 1 + start // _PART * (_PART + 2)
+        _blank_nb(flat[N_TARGET : N_TARGET * (n + 1)])
+        call_step_nb(address, params, state_f, state_i, room[row : row + n], out[1 : 1 + n])
+        m = _new_targets_nb(flat, n, places, a + start, m, since, wanted)
+        for c in range(N_TARGET):
+            flat[c] = flat[N_TARGET * n + c]
+    for c in range(N_TARGET):
+        last[c] = wanted[m - 1, c]
+    return m
 
 
 @kernel
@@ -158,21 +177,23 @@ def step_accounts_nb(
     "Run combinations of a compiled step over a chunk: `values` has the parameters of each, `columns` the rows of `features` that it reads."
     n_kept, n, k = kept.shape[0], bars.shape[0], columns.shape[1]
     features, columns, values, last = borrow_nb(features), borrow_nb(columns), borrow_nb(values), borrow_nb(last)
-    room = np.full((block + 2, 7 + k), np.nan)
-    flat, since, wanted = np.empty((block + 1) * N_TARGET), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
-    intents, begin, out = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1, flat.reshape(block + 1, N_TARGET)
+    state_f, state_i, places = borrow_nb(state_f), borrow_nb(state_i), borrow_nb(places)
+    room, none = np.full((block // _PART * (_PART + 2), 7 + k), np.nan), np.full(k, -1)   # Each part lies between NaN
+    flat, since, wanted = np.empty((_PART + 1) * N_TARGET), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
+    intents, begin = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1
     for a in range(0, max(n_kept, 1), block):
         count = min(block, n_kept - a)
         end = _until_nb(places, a + count, n)
+        if count < block:
+            room[:] = np.nan
         for j in range(count):
             for c in range(7):
-                room[1 + j, c] = kept[a + j, c]
-        room[1 + count :] = np.nan
+                room[1 + j + j // _PART * 2, c] = kept[a + j, c]
         for i in range(values.shape[0]):
-            _lay_nb(borrow_nb(room[1 : 1 + count]), features[:, a : a + count], columns[i])
-            _blank_nb(flat[N_TARGET : N_TARGET * (count + 1)])
-            call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out[1 : 1 + count])
-            m = _new_targets_nb(borrow_nb(flat), count, places, a, last[i], borrow_nb(since), borrow_nb(wanted), begin)
+            _lay_nb(room, features, columns[i], columns[i - 1] if i > 0 else none, a, count)
+            m = _step_targets_nb(
+                address, values[i], state_f[i], state_i[i], room, count, places, a, last[i], flat, since, wanted, begin,
+            )
             play_nb(
                 params, limits, rollovers, parts, length, first, bars, rows, days, states[i], accounts[i], positions[i], figures[i], log,
                 intents, since[:m], wanted[:m], begin, end,
@@ -283,7 +304,7 @@ class Accounts:
 
 # %% ../../nbs/55_backtest.accounts.ipynb #75a8cc9f
 _BLOCK: Final = 1984    # Bars, whole words: quotes, features and targets of one stay in the cache
-_STEPS: Final = 496     # Bars of a strategy's step: what it reads and writes is ten times as much
+_STEPS: Final = 1024    # The same for strategies, whose steps read ten times as much; whole parts
 _STATE: Final = 4096    # Bytes of memory for each combination
 Function: TypeAlias = Callable[..., Any]   # Of bars and parameters, gives what `strategies.arrays.as_targets` takes
 

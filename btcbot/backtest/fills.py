@@ -239,10 +239,12 @@ def rule_fills_nb(
 
 # %% ../../nbs/55_backtest.fills.ipynb #e137b6dd
 @kernel
-def lay_nb(room: F8, rows: I8, columns: I8, first: int) -> None:
-    "Lay features beside the columns of bars: rows of the table `rows`, from bar `first` on."
+def lay_nb(room: F8, rows: I8, columns: I8, before: I8, first: int) -> None:
+    "Lay features beside the columns of bars: rows of the table `rows`, from bar `first` on, but for those that lie there `before`."
     n = room.shape[0]
     for c in range(columns.shape[0]):
+        if columns[c] == before[c]:
+            continue
         feature = row_nb(rows[columns[c], ADDRESS] + 8 * first, n)
         for j in range(n):
             room[j, 7 + c] = feature[j]
@@ -259,7 +261,7 @@ def step_fills_nb(
     """
     n, block, first, is_modelled = close.shape[0], highest.shape[2], 0, True
     room, flat = np.full((block + 2, 7 + columns.shape[1]), np.nan), np.full(block * N_TARGET, np.nan)
-    wanted, since = np.full((block, N_TARGET), np.nan), np.zeros(block, np.int64)
+    wanted, since, none = np.full((block, N_TARGET), np.nan), np.zeros(block, np.int64), np.full(columns.shape[1], -1)
     columns, values, state_f, state_i = borrow_nb(columns), borrow_nb(values), borrow_nb(state_f), borrow_nb(state_i)
     for start in range(0, n, block):
         count, at, until = min(block, n - start), start // block, first
@@ -274,7 +276,7 @@ def step_fills_nb(
         room[1 + count :] = np.nan
         out = flat.reshape((block, N_TARGET))[:count]
         for i in range(values.shape[0]):
-            lay_nb(room[1 : 1 + count], rows, columns[i], start)
+            lay_nb(room[1 : 1 + count], rows, columns[i], columns[i - 1] if i > 0 else none, start)
             for k in range(count * N_TARGET):      # Twice as fast as `out[:] = np.nan`
                 flat[k] = np.nan
             call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out)

@@ -19,6 +19,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from btcbot.engine.risk import (
     BREAK_EVEN,
+    N_TARGET,
     SIZE,
     SIZE_RISK,
     SIZE_RULE,
@@ -34,11 +35,25 @@ from .base import Strategy
 
 # %% ../../nbs/49_strategies.rules.ipynb #2b4df2e7
 @kernel
-def _emit_nb(state_f: F8, atr: float, risk: float, stop: float, take: float, trail: float, even: float, limit: float, out: F8) -> None:
-    "Write the target that is in force; distances were fixed when its id was made."
-    out[TARGET_ID], out[TARGET_SIDE], out[SIZE_RULE], out[SIZE] = state_f[0], state_f[1], SIZE_RISK, risk
-    out[STOP], out[TAKE_PROFIT], out[TRAILING], out[BREAK_EVEN] = stop * atr, take * atr, trail * atr, even * atr
-    out[TIME_LIMIT] = limit
+def _emit_nb(
+    out: F8, a: int, b: int, made: float, side: float, risk: float, stop: float, take: float, trail: float, even: float, limit: float,
+) -> None:
+    "Write the target that is in force after bars `a` to `b`; without one (NaN), none is wanted. Distances were fixed when its id was made."
+    if np.isnan(made):
+        for i in range(a, b):
+            out[i, TARGET_SIDE] = 0.0
+        return
+    if a == b:
+        return
+    out[a, TARGET_ID], out[a, TARGET_SIDE], out[a, SIZE_RULE], out[a, SIZE] = made, side, SIZE_RISK, risk
+    out[a, STOP], out[a, TAKE_PROFIT], out[a, TRAILING], out[a, BREAK_EVEN], out[a, TIME_LIMIT] = stop, take, trail, even, limit
+    cells, done = out[a:b].reshape((b - a) * N_TARGET), N_TARGET
+    while done < cells.shape[0]:          # Copied twice as far each time: stores of one number after the other would take longer
+        count = min(done, cells.shape[0] - done)
+        known, new = cells[:count], cells[done : done + count]
+        for k in range(count):
+            new[k] = known[k]
+        done += count
 
 # %% ../../nbs/49_strategies.rules.ipynb #44db5108
 FAST, SLOW, RANGE = 7, 8, 9        # Features, behind the columns of the bar
@@ -48,17 +63,18 @@ _EQUAL: Final = 1e-12              # Relative difference below which two average
 @kernel
 def crossover_nb(params: F8, state_f: F8, state_i: I8, block: F8, out: F8) -> None:
     "Step of `moving_average_crossover`."
-    for i in range(block.shape[0]):
-        a, b, atr = block[i, FAST], block[i, SLOW], block[i, RANGE]
+    made, side, atr, before, since, n = state_f[0], state_f[1], state_f[2], state_f[3], 0, block.shape[0]
+    risk, stop, take, trail, even = params[3], params[4], params[5], params[6], params[7]
+    for i in range(n):
+        a, b, now = block[i, FAST], block[i, SLOW], block[i, RANGE]
         if abs(a - b) > _EQUAL * b:                      # False as long as one is NaN
             relation = 1.0 if a > b else -1.0
-            if not np.isnan(state_f[3]) and relation != state_f[3] and not np.isnan(atr):
-                state_f[0], state_f[1], state_f[2] = block[i, TIME], relation, atr
-            state_f[3] = relation
-        if np.isnan(state_f[0]):
-            out[i, TARGET_SIDE] = 0.0
-        else:
-            _emit_nb(state_f, state_f[2], params[3], params[4], params[5], params[6], params[7], np.nan, out[i])
+            if not np.isnan(before) and relation != before and not np.isnan(now):
+                _emit_nb(out, since, i, made, side, risk, stop * atr, take * atr, trail * atr, even * atr, np.nan)
+                made, side, atr, since = block[i, TIME], relation, now, i
+            before = relation
+    _emit_nb(out, since, n, made, side, risk, stop * atr, take * atr, trail * atr, even * atr, np.nan)
+    state_f[0], state_f[1], state_f[2], state_f[3] = made, side, atr, before
 
 
 def moving_average_crossover(
@@ -89,18 +105,19 @@ HIGHEST, LOWEST, BEFORE = 7, 8, 9   # Features, all of the bar before
 @kernel
 def breakout_nb(params: F8, state_f: F8, state_i: I8, block: F8, out: F8) -> None:
     "Step of `volatility_breakout`."
-    for i in range(block.shape[0]):
-        close, previous, highest, lowest, before = block[i, CLOSE], state_f[3], block[i, HIGHEST], block[i, LOWEST], block[i, BEFORE]
+    made, side, atr, previous, since, n = state_f[0], state_f[1], state_f[2], state_f[3], 0, block.shape[0]
+    risk, stop, take, trail, even, hold = params[3], params[4], params[5], params[6], params[8], params[7]
+    for i in range(n):
+        close, highest, lowest, before = block[i, CLOSE], block[i, HIGHEST], block[i, LOWEST], block[i, BEFORE]
         if not (np.isnan(highest) or np.isnan(before)):
             move = (close - previous) / before if before > 0 else 0.0
-            side = 1.0 if close > highest and move >= params[2] else -1.0 if close < lowest and move <= -params[2] else 0.0
-            if side != 0 and (np.isnan(state_f[0]) or side != state_f[1] or block[i, TIME] - state_f[0] >= params[7]):
-                state_f[0], state_f[1], state_f[2] = block[i, TIME], side, before
-        state_f[3] = close
-        if np.isnan(state_f[0]):
-            out[i, TARGET_SIDE] = 0.0
-        else:
-            _emit_nb(state_f, state_f[2], params[3], params[4], params[5], params[6], params[8], params[7], out[i])
+            found = 1.0 if close > highest and move >= params[2] else -1.0 if close < lowest and move <= -params[2] else 0.0
+            if found != 0 and (np.isnan(made) or found != side or block[i, TIME] - made >= hold):
+                _emit_nb(out, since, i, made, side, risk, stop * atr, take * atr, trail * atr, even * atr, hold)
+                made, side, atr, since = block[i, TIME], found, before, i
+        previous = close
+    _emit_nb(out, since, n, made, side, risk, stop * atr, take * atr, trail * atr, even * atr, hold)
+    state_f[0], state_f[1], state_f[2], state_f[3] = made, side, atr, previous
 
 
 def volatility_breakout(
