@@ -316,6 +316,15 @@ class OrderJournal:
             self._connection.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
             return str(self._connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
 
+    def note(
+        self,
+        name: str,      # Of the fact
+        value: str,     # What holds from now on
+    ) -> None:
+        "Write a fact down in place of what was there."
+        with self._lock:
+            self._connection.execute("INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value))
+
     def forget(
         self,
         name: str,   # Of a fact

@@ -34,6 +34,7 @@ from ..terminal.evidence import look_calls, look_from
 from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
 from .execution import OrderExecution
+from .memory import RiskMemory
 from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
 
 # %% ../../nbs/71_trading.trader.ipynb #48ad640c
@@ -133,6 +134,7 @@ class Trader:
         self.stream = SignalStream(strategy)
         self.risk = RiskManager(profile, limits, self.length)
         self.execution = OrderExecution(terminal, journal, profile.symbol, strategy_id, deployment)
+        self.memory = RiskMemory(journal, self.risk)
         self.record = LiveRecord()
         self._last_time, self._has_started = -1, False
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
@@ -184,6 +186,7 @@ class Trader:
         is_first, self._has_started = not self._has_started, True
         if is_first:  # what the strategy wanted before the first moment of trading is no signal
             self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
+            self.memory.recall()
         if not len(block):
             return 0
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
@@ -200,10 +203,12 @@ class Trader:
         if is_first:
             return 0
         bar = point_bars(block[-1:], self.profile.symbol.digits)[0]
+        self.memory.follow(self.terminal, account, tick.time_msc // 1000)
         intents = self.risk.decide(
             self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
             round(account.equity * 100), round(account.margin * 100), self._own(positions),
         )
+        self.memory.save()
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
         metrics.drawdown.set(self.risk.drawdown(round(account.equity * 100)))
         for rule, count in self.risk.refusals.items():
