@@ -211,6 +211,8 @@ class Trader:
         self.memory.save()
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
         metrics.drawdown.set(self.risk.drawdown(round(account.equity * 100)))
+        for text in self.risk.refused:
+            _log.info("An entry was refused by %s.", text)
         for rule, count in self.risk.refusals.items():
             if count > self._refused[rule]:
                 metrics.risk_refusals[rule].inc(count - self._refused[rule])
