@@ -65,7 +65,9 @@ from btcbot.engine.risk import (
     KIND,
     LIMIT_DRAWDOWN,
     LIMIT_STEPS,
+    LOSS_CLOSES,
     MAX_DEALS,
+    OTHER_STEPS,
     PEAK_EQUITY,
     POINTS_PER_UNIT,
     SCALED,
@@ -375,7 +377,7 @@ def run_nb(
             margin = used_margin_nb(params, account, positions)
             levels_nb(params, account, limits, target, position, rollovers, length, margin, levels)
             is_known = True
-        if i > first and count < 2 and is_waiting_nb(state, target):
+        if i > first and count < 2 and is_waiting_nb(state, target) and not (count > 0 and limits[LOSS_CLOSES] > 0):
             until = min(since[m + 1], end) if m + 1 < since.shape[0] else end
             if count > 0:
                 latest = position[TIME_OPEN] + int(np.ceil(target[TIME_LIMIT])) - 1 if target[TIME_LIMIT] < _FAR else _FAR
@@ -475,7 +477,8 @@ def run_strategies_nb(
                         if intents[s, j, KIND] == kind:
                             execute_nb(params, account, positions, deals, intents[s, j : j + 1], 1, s)
             for s in range(count):
-                own_limits[LIMIT_STEPS] = limits[LIMIT_STEPS] - total + volume_nb(own[s, : held[s]])
+                others = total - volume_nb(own[s, : held[s]])
+                own_limits[LIMIT_STEPS], own_limits[OTHER_STEPS] = limits[LIMIT_STEPS] - others, others
                 n, before = entry_nb(
                     params, own_limits, states[s], wanted[m[s]], bars[i - 1], length, now, bid, ask, day, money, margin,
                     own[s, : held[s]], intents[s],

@@ -181,6 +181,8 @@ _REFUSED: Final = {
     "daily loss": "the loss of the broker's day was too large",
     "no stop": "the size depends on a stop and there was none",
     "size": "the volume came out below the smallest one, or the margin did not suffice",
+    "gap": "the price was too far from the last close",
+    "hours": "it was outside the hours of trading",
 }
 
 
@@ -192,6 +194,7 @@ def refusal_table(
     values = {
         "age": f"{limits.max_decision_age:g} bars", "spread": f"{limits.max_spread_bps:g} bp", "size": f"at most {limits.max_lots:g} lots",
         "drawdown": f"{100 * limits.max_drawdown:g}{THIN}%", "daily loss": f"{100 * limits.max_daily_loss:g}{THIN}%",
+        "gap": f"{limits.max_gap_bps:g} bp", "hours": "{:g} to {:g} h UTC".format(*limits.trading_hours),
     }
     rows = [
         ((name, ""), (values.get(name, NONE), ""), number_cell(count), (_REFUSED.get(name, ""), "")) for name, count in refusals.items()

@@ -20,7 +20,7 @@ from .errors import BtcbotError
 OUTCOMES: Final = ("done", "not_done", "unknown")
 DEAL_REASONS: Final = ("expert", "sl", "tp", "so")
 STAGES: Final = ("ingest", "signal", "risk", "order")
-RISK_RULES: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size")
+RISK_RULES: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size", "gap", "hours")
 DIFFERENCES: Final = ("quantity", "average price", "profit", "lost", "duplicate", "unrecorded", "foreign", "unseen")
 ROW_KINDS: Final = ("bar", "tick")
 GAP_REASONS: Final = ("failed", "truncated", "empty", "ambiguous", "left out")

@@ -7,16 +7,17 @@ Docs: https://btcbot.github.io/btcbot/engine.risk.html.md"""
 # %% auto #0
 __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT', 'TRAILING', 'BREAK_EVEN', 'TIME_LIMIT',
            'N_TARGET', 'SIZE_LOTS', 'SIZE_RISK', 'SCALED', 'LOT_STEP', 'POINTS_PER_UNIT', 'LIMIT_STEPS',
-           'LIMIT_DRAWDOWN', 'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'N_LIMITS', 'LAST_ID',
-           'PEAK_EQUITY', 'DAY', 'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD', 'REFUSED_DRAWDOWN',
-           'REFUSED_DAILY_LOSS', 'REFUSED_NO_STOP', 'REFUSED_SIZE', 'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET',
-           'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT', 'CLOSE', 'CHANGE_STOPS',
-           'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits', 'entry_volume_nb', 'trailed_nb',
-           'watch_nb', 'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb', 'entry_nb', 'decide_each_nb',
-           'RiskManager', 'refusals', 'no_positions']
+           'LIMIT_DRAWDOWN', 'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'LIMIT_NOTIONAL', 'LIMIT_LEVERAGE',
+           'LIMIT_MARGIN_SHARE', 'LIMIT_GAP_BPS', 'HOURS_BEGIN', 'HOURS_END', 'OTHER_STEPS', 'LOSS_CLOSES', 'N_LIMITS',
+           'LAST_ID', 'PEAK_EQUITY', 'DAY', 'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD',
+           'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS', 'REFUSED_NO_STOP', 'REFUSED_SIZE', 'REFUSED_GAP', 'REFUSED_HOURS',
+           'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP',
+           'N_INTENT', 'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits',
+           'entry_volume_nb', 'trailed_nb', 'watch_nb', 'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb',
+           'entry_nb', 'decide_each_nb', 'RiskManager', 'refusals', 'no_positions']
 
 # %% ../../nbs/11_engine.risk.ipynb #4267568d
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -49,7 +50,7 @@ from btcbot.engine.conditions import (
     slipped_nb,
     spread_nb,
 )
-from ..market.bars import BAR_HIGH, BAR_LOW, BAR_OPEN, BAR_SPREAD, BAR_TIME
+from ..market.bars import BAR_CLOSE, BAR_HIGH, BAR_LOW, BAR_OPEN, BAR_SPREAD, BAR_TIME
 from ..market.profile import BrokerProfile
 
 # %% ../../nbs/11_engine.risk.ipynb #789764e5
@@ -68,20 +69,36 @@ class RiskLimits:
     max_daily_loss: float = 0.05      # of the equity at the first decision of the broker's day; past it entries stop until the next
     max_spread_bps: float = 50.0      # of the bid
     max_decision_age: float = 2.0     # bars between a bar's close and the tick that follows it
+    max_notional: float = float("inf")    # worth of the position at its entry, in the account's currency
+    max_leverage: float = float("inf")    # that worth over the equity at the decision
+    min_margin_level: float = 1.0         # equity over used margin, after the entry: at least 1
+    max_gap_bps: float = float("inf")     # of the last close, between it and the bid that an entry is decided at
+    trading_hours: tuple[float, float] = (0.0, 24.0)   # UTC, from and until; (22, 4) goes over midnight
+    close_at_loss: bool = False           # past the drawdown or the day's loss, positions are closed at the next bar's first tick
 
     def __post_init__(self) -> None:
-        for name in ("max_lots", "max_drawdown", "max_daily_loss", "max_spread_bps", "max_decision_age"):
-            if not getattr(self, name) > 0:
-                raise BtcbotError(f"{name} is {getattr(self, name)}: a limit must be positive (use float('inf') for none).")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("trading_hours", "close_at_loss") and not value > 0:
+                raise BtcbotError(f"{field.name} is {value}: a limit must be positive (use float('inf') for none).")
+        if not 1 <= self.min_margin_level < float("inf"):
+            raise BtcbotError(f"min_margin_level is {self.min_margin_level}: it is a finite ratio of at least 1, 2 for 200 %.")
+        if not all(0 <= hour <= 24 for hour in self.trading_hours) or self.trading_hours[0] == self.trading_hours[1]:
+            raise BtcbotError(f"trading_hours are {self.trading_hours}: two different hours from 0 to 24, UTC.")
 
 # %% ../../nbs/11_engine.risk.ipynb #5a4518f7
 # Columns of the limits vector, of the decision state and of an intent. HALTED_AT is a time in ms, 0 while trading.
-(LOT_STEP, POINTS_PER_UNIT, LIMIT_STEPS, LIMIT_DRAWDOWN, LIMIT_DAILY_LOSS, LIMIT_SPREAD_BPS, LIMIT_AGE_MS, N_LIMITS) = range(8)
+# OTHER_STEPS is the volume that other strategies hold, LIMIT_MARGIN_SHARE the part of the equity that no margin may take.
+(
+    LOT_STEP, POINTS_PER_UNIT, LIMIT_STEPS, LIMIT_DRAWDOWN, LIMIT_DAILY_LOSS, LIMIT_SPREAD_BPS, LIMIT_AGE_MS,
+    LIMIT_NOTIONAL, LIMIT_LEVERAGE, LIMIT_MARGIN_SHARE, LIMIT_GAP_BPS, HOURS_BEGIN, HOURS_END, OTHER_STEPS, LOSS_CLOSES, N_LIMITS,
+) = range(16)
 (
     LAST_ID, PEAK_EQUITY, DAY, DAY_EQUITY, HALTED_AT,
-    REFUSED_AGE, REFUSED_SPREAD, REFUSED_DRAWDOWN, REFUSED_DAILY_LOSS, REFUSED_NO_STOP, REFUSED_SIZE, N_STATE,
-) = range(12)
-REFUSALS: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size")  # in the order of the state's columns
+    REFUSED_AGE, REFUSED_SPREAD, REFUSED_DRAWDOWN, REFUSED_DAILY_LOSS, REFUSED_NO_STOP, REFUSED_SIZE, REFUSED_GAP, REFUSED_HOURS,
+    N_STATE,
+) = range(14)
+REFUSALS: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size", "gap", "hours")  # in the order of the state's columns
 KIND, INTENT_TICKET, INTENT_SIDE, INTENT_VOLUME, INTENT_SL, INTENT_TP, N_INTENT = range(7)
 CLOSE, CHANGE_STOPS, OPEN_POSITION = 1, 2, 3
 MAX_PARTS: Final = 64                    # Positions of one strategy on a hedging account
@@ -104,10 +121,15 @@ def entry_volume_nb(
         loss += commission * (params[COMMISSION_ENTRY] + params[COMMISSION_EXIT])
         steps = np.floor(equity * size / loss)
     steps = min(steps, limits[LIMIT_STEPS], float(params[VOLUME_MAX]))
+    if limits[LIMIT_NOTIONAL] < np.inf or limits[LIMIT_LEVERAGE] < np.inf:
+        worth = limits[LIMIT_NOTIONAL]
+        if limits[LIMIT_LEVERAGE] < np.inf:
+            worth = min(worth, limits[LIMIT_LEVERAGE] * equity)
+        steps = min(steps, np.floor(worth * params[VALUE_DEN] / (entry * float(params[VALUE_NUM]))) - limits[OTHER_STEPS])
     rate = params[MARGIN_NUM] if side > 0 else params[MARGIN_SHORT_NUM]
     margin = (1 if params[MARGIN_IS_FIXED] else entry) * rate / params[MARGIN_DEN]
     if margin > 0:
-        steps = min(steps, np.floor(free_margin / margin))
+        steps = min(steps, np.floor((free_margin - limits[LIMIT_MARGIN_SHARE] * equity) / margin))
     return int(steps) if steps >= params[VOLUME_MIN] else 0
 
 # %% ../../nbs/11_engine.risk.ipynb #3d500a60
@@ -155,16 +177,29 @@ def trailed_nb(params: I8, limits: F8, target: F8, position: I8, bar: I8, protec
     return int(followed if _tighter_nb(side, sl, followed) else sl)
 
 # %% ../../nbs/11_engine.risk.ipynb #68b2e8a1
+_DAY: Final = 86_400_000
+
+
 @kernel
-def _refusal_nb(params: I8, limits: F8, state: F8, bar_close: int, now: int, bid: int, ask: int, equity: int) -> int:
+def _is_day_lost_nb(limits: F8, state: F8, equity: int) -> bool:
+    return bool(equity < state[DAY_EQUITY] * (1 - limits[LIMIT_DAILY_LOSS]))
+
+
+@kernel
+def _refusal_nb(params: I8, limits: F8, state: F8, bar: I8, length: int, now: int, bid: int, ask: int, equity: int) -> int:
     "Column of the first limit that refuses an entry, or -1."
-    if now - bar_close > limits[LIMIT_AGE_MS]:
+    if now - bar[BAR_TIME] - length > limits[LIMIT_AGE_MS]:
         return REFUSED_AGE
     if (ask - bid) * 10_000 > limits[LIMIT_SPREAD_BPS] * bid:
         return REFUSED_SPREAD
+    if abs(bid - bar[BAR_CLOSE]) * 10_000 > limits[LIMIT_GAP_BPS] * bar[BAR_CLOSE]:
+        return REFUSED_GAP
+    begin, end, time = limits[HOURS_BEGIN], limits[HOURS_END], now % _DAY
+    if not (begin <= time < end if begin < end else time >= begin or time < end):
+        return REFUSED_HOURS
     if state[HALTED_AT] > 0:
         return REFUSED_DRAWDOWN
-    if equity < state[DAY_EQUITY] * (1 - limits[LIMIT_DAILY_LOSS]):
+    if _is_day_lost_nb(limits, state, equity):
         return REFUSED_DAILY_LOSS
     return -1
 
@@ -204,6 +239,7 @@ def decide_nb(
         closes = is_new and wanted != side
         closes = closes or (not np.isnan(target[TIME_LIMIT]) and now - position[TIME_OPEN] >= target[TIME_LIMIT])
         closes = closes or trailed < 0
+        closes = closes or (limits[LOSS_CLOSES] > 0 and (state[HALTED_AT] > 0 or _is_day_lost_nb(limits, state, equity)))
         if closes:
             out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE] = CLOSE, position[TICKET], -side
             out[0, INTENT_VOLUME], out[0, INTENT_SL], out[0, INTENT_TP] = position[POSITION_VOLUME], 0, 0
@@ -226,7 +262,7 @@ def decide_nb(
             return n
     if wanted == 0:
         return n
-    refused = _refusal_nb(params, limits, state, bar[BAR_TIME] + length, now, bid, ask, equity)
+    refused = _refusal_nb(params, limits, state, bar, length, now, bid, ask, equity)
     quote, protect = (ask, bid) if wanted > 0 else (bid, ask)
     sl = _level_nb(params, limits, wanted, quote, protect, target[STOP], -1)
     if refused < 0 and sl == 0 and target[SIZE_RULE] == SIZE_RISK:
@@ -353,7 +389,7 @@ def entry_nb(
     asked = _asked_nb(params, limits, target, bid, ask, equity)
     if 0 <= asked <= held:
         return 0
-    refused = _refusal_nb(params, limits, state, bar[BAR_TIME] + length, now, bid, ask, equity)
+    refused = _refusal_nb(params, limits, state, bar, length, now, bid, ask, equity)
     if refused < 0 and asked < 0:
         refused = REFUSED_NO_STOP
     volume = 0
@@ -397,8 +433,11 @@ class RiskManager:
         self.vector = np.array([
             step, 10.0**profile.symbol.digits, np.floor(self.limits.max_lots / step + 1e-9), self.limits.max_drawdown,
             self.limits.max_daily_loss, self.limits.max_spread_bps, self.limits.max_decision_age * timeframe_ms,
+            self.limits.max_notional * 100, self.limits.max_leverage, 1 - 1 / self.limits.min_margin_level, self.limits.max_gap_bps,
+            *(hour * 3_600_000 for hour in self.limits.trading_hours), 0.0, self.limits.close_at_loss,
         ])
         self.state = self.new_state()
+        self.refused = list[str]()   # What the last decision refused, by which rule, value and limit
         self._out = np.zeros((MAX_INTENTS, N_INTENT), np.int64)
 
     @staticmethod
@@ -423,11 +462,37 @@ class RiskManager:
         positions: I8,      # Shape (n, N_POSITION): this strategy's, the oldest first
     ) -> I8:                # Shape (n, N_INTENT): what to send, in this order
         "Return the requests that lead to `target` within the limits."
+        before = self.refusals
         n = decide_each_nb(
             self.params, self.vector, self.state, target, bar, self.timeframe_ms, now, bid, ask, day,
             equity, used_margin, positions.copy(), self._out,
         )
+        self.refused = [
+            f"{name}: {self._measured(name, bar, now, bid, ask, equity)}" for name, count in self.refusals.items() if count > before[name]
+        ]
         return self._out[:n].copy()
+
+    def _measured(self, name: str, bar: I8, now: int, bid: int, ask: int, equity: int) -> str:
+        "What a refusal was about: the value and the limit."
+        limits, lost = self.limits, 1 - equity / float(self.state[DAY_EQUITY]) if self.state[DAY_EQUITY] > 0 else 0.0
+        most = f"{limits.max_lots:g} lots, worth {limits.max_notional:g}, {limits.max_leverage:g} times the equity"
+        return {
+            "age": f"{(now - bar[BAR_TIME]) / self.timeframe_ms - 1:g} bars after the close, at most {limits.max_decision_age:g}",
+            "spread": f"{(ask - bid) / bid * 10_000:.1f} bp, at most {limits.max_spread_bps:g}",
+            "drawdown": f"halted, now {self.drawdown(equity):.2%} under the peak, at most {limits.max_drawdown:.2%}",
+            "daily loss": f"{lost:.2%} lost in the day, at most {limits.max_daily_loss:.2%}",
+            "no stop": "a share at risk needs a stop, and there is none",
+            "size": f"below {self.profile.symbol.volume_min:g} lots within the margin and at most {most}",
+            "gap": f"{abs(bid / bar[BAR_CLOSE] - 1) * 10_000:.1f} bp from the last close, at most {limits.max_gap_bps:g}",
+            "hours": f"{now % _DAY / 3_600_000:.2f} h UTC, only within {limits.trading_hours[0]:g} to {limits.trading_hours[1]:g}",
+        }[name]
+
+    def mode(
+        self,
+        equity: int,  # Cents
+    ) -> str:         # "active", "reducing": exits alone, until the day ends, or "halted": until a person lifts it
+        "Return what the limits let through."
+        return "halted" if self.is_halted else "reducing" if _is_day_lost_nb(self.vector, self.state, equity) else "active"
 
     def drawdown(
         self,

@@ -212,6 +212,8 @@ class Trader:
         self.standing.keep(self.risk.state)  # before an order goes
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
         metrics.drawdown.set(self.risk.drawdown(equity))
+        for text in self.risk.refused:
+            _log.info("An entry was refused by %s.", text)
         for rule, count in self.risk.refusals.items():
             if count > self._refused[rule]:
                 metrics.risk_refusals[rule].inc(count - self._refused[rule])
