@@ -92,7 +92,7 @@ test: $(VENV)/.external
 	@$(BIN)/python tests/check_readme.py
 	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on ($(AFTER))"
 	@$(BIN)/nbdev-test --n-workers $(WORKERS) --timing
-	@$(BIN)/python -m pytest -q -m jit --durations=5 tests
+	@$(BIN)/python -m pytest -q -m jit -n $(WORKERS) --dist worksteal --durations=10 tests
 	@echo "== 5/6 Notebooks, jobs and tests in plain Python, under coverage ($(AFTER))"
 	@$(BIN)/coverage erase
 	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -p btcbot.nbtest -n $(WORKERS) --dist worksteal -m "not jit" --durations=10 \

@@ -475,14 +475,15 @@ class RiskManager:
     def _measured(self, name: str, bar: I8, now: int, bid: int, ask: int, equity: int) -> str:
         "What a refusal was about: the value and the limit."
         limits, lost = self.limits, 1 - equity / float(self.state[DAY_EQUITY]) if self.state[DAY_EQUITY] > 0 else 0.0
-        most = f"{limits.max_lots:g} lots, worth {limits.max_notional:g}, {limits.max_leverage:g} times the equity"
+        caps = ((limits.max_lots, "lots"), (limits.max_notional, "of money in all"), (limits.max_leverage, "times the equity"))
+        most = ", ".join(f"{cap:g} {what}" for cap, what in caps if np.isfinite(cap)) or "any size"
         return {
             "age": f"{(now - bar[BAR_TIME]) / self.timeframe_ms - 1:g} bars after the close, at most {limits.max_decision_age:g}",
             "spread": f"{(ask - bid) / bid * 10_000:.1f} bp, at most {limits.max_spread_bps:g}",
             "drawdown": f"halted, now {self.drawdown(equity):.2%} under the peak, at most {limits.max_drawdown:.2%}",
             "daily loss": f"{lost:.2%} lost in the day, at most {limits.max_daily_loss:.2%}",
             "no stop": "a share at risk needs a stop, and there is none",
-            "size": f"below {self.profile.symbol.volume_min:g} lots within the margin and at most {most}",
+            "size": f"what margin, the amount at risk and the limits ({most}) leave is below {self.profile.symbol.volume_min:g} lots",
             "gap": f"{abs(bid / bar[BAR_CLOSE] - 1) * 10_000:.1f} bp from the last close, at most {limits.max_gap_bps:g}",
             "hours": f"{now % _DAY / 3_600_000:.2f} h UTC, only within {limits.trading_hours[0]:g} to {limits.trading_hours[1]:g}",
         }[name]
