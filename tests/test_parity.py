@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+import os
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pytest
 from breathing import breathing
 
 from btcbot.backtest.backtester import Backtester
 from btcbot.data.certificates import CertificateFile
-from btcbot.data.files import read_bars
+from btcbot.data.files import longest_span, read_bars
+from btcbot.engine.risk import RiskLimits
 from btcbot.features.causality import certify
-from btcbot.market.bars import time_ms
+from btcbot.market.bars import time_ms, timeframe_ms
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES, BrokerProfile
+from btcbot.market.resample import resample_bars
 from btcbot.market.sessions import in_sessions
 from btcbot.market.synthetic import synthetic_bars
+from btcbot.ops.session import Session, file_market
 from btcbot.strategies.base import Strategy
 from btcbot.strategies.rules import make_strategy
+from btcbot.terminal.contract import C, TradeDeal
 from btcbot.terminal.journal import OrderJournal
 from btcbot.terminal.twin import Twin
 from btcbot.trading.parity import compare_deals
@@ -32,76 +42,191 @@ STRATEGIES = {
     "ma-crossover": {"fast": 30, "slow": 120, "atr": 60, "break_even": 6.0},
     "volatility-breakout": {"channel": 30, "atr": 60, "strength": 0.5, "hold": 120},
 }
+GREED = RiskLimits(max_lots=10_000, max_drawdown=1.0, max_daily_loss=1.0)  # none of them ever refuses an entry
+LONG = 500  # Rounds from which on everything runs
+Mode = Literal["hedging", "netting"]
+MODES: tuple[Mode, Mode] = ("hedging", "netting")
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real bars are not beside this checkout")
 
 
-def compare(bars: pd.DataFrame, start: str, strategy: Strategy, given: BrokerProfile, folder: Path) -> Counter[str]:
+def kinds(deals: Sequence[TradeDeal], stops: dict[int, float], length: int) -> Counter[str]:
+    """Count what the broker's deals were; `stops` are those that positions were opened with, `length` that of a bar, in milliseconds."""
+    seen, held, closed = Counter[str](), defaultdict[int, float](float), (0, -1)
+    for deal in deals:
+        if deal.type not in (C.DEAL_TYPE_BUY, C.DEAL_TYPE_SELL):
+            continue
+        level = re.fullmatch(r"\[(sl|tp) ([\d.]+)\]", deal.comment)
+        if deal.entry == C.DEAL_ENTRY_IN:
+            seen["reversal"] += closed == (deal.time_msc, deal.type)
+            seen["addition"] += held[deal.position_id] > 0
+            held[deal.position_id] += deal.volume
+            continue
+        held[deal.position_id] = round(held[deal.position_id] - deal.volume, 8)
+        seen["partial close"] += held[deal.position_id] > 0
+        closed = (deal.time_msc, deal.type) if deal.reason == C.DEAL_REASON_EXPERT else closed
+        if deal.reason == C.DEAL_REASON_SO:
+            seen["stop-out"] += 1
+        elif deal.reason in (C.DEAL_REASON_SL, C.DEAL_REASON_TP):
+            assert level, deal
+            seen[level[1]] += 1
+            seen["gap fill"] += deal.time_msc % length == 0  # the bar opened beyond it
+            seen["trailing"] += level[1] == "sl" and float(level[2]) != stops[deal.position_id]
+    return seen
+
+
+def compare(
+    bars: pd.DataFrame,
+    start: str,
+    strategy: Strategy,
+    given: BrokerProfile,
+    folder: Path,
+    timeframe: str = "M1",
+    limits: RiskLimits | None = None,
+) -> Counter[str]:
     """Trade and backtest; return how often each thing was compared."""
     profile = replace(given, deposit=1_000_000.0 if "mini" in given.name else 100_000.0)  # its least volume is 0.1 BTC
-    bars = bars.assign(**bars[["open", "high", "low", "close"]].round(profile.symbol.digits))  # as they are stored on ingestion
-    twin = Twin(bars, profile, start=start)
+    digits = profile.symbol.digits
+    bars = bars.assign(**bars[["open", "high", "low", "close"]].round(digits))  # as they are stored on ingestion
+    bars["spread"] = np.ceil(bars["spread"] * 10.0 ** (digits - 2)).astype(np.int32)  # the synthetic market's are in cents
+    twin = Twin(bars, profile, timeframe, start=start)
     twin.initialize()
     with OrderJournal(folder / f"{strategy.name}-{profile.name}-{profile.margin_mode}.sqlite") as journal:
         with CertificateFile(folder / "certificates.sqlite") as certificates:
             if certificates.find(strategy.code_hash) is None:
-                certificates.save(certify(strategy, bars))
-            trader = Trader(twin, strategy, profile, twin.clock, journal, certificates=certificates, reconcile_every=499)
-        is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), 60_000)
+                certificates.save(certify(strategy, bars.iloc[:10_000]))
+            trader = Trader(
+                twin,
+                strategy,
+                profile,
+                twin.clock,
+                journal,
+                timeframe,
+                limits,
+                certificates=certificates,
+                reconcile_every=499,
+            )
+        is_open = in_sessions(profile.symbol.sessions, twin.clock, time_ms(bars.index), timeframe_ms(timeframe))
         trader.warm_up(bars[is_open & (bars.index < pd.Timestamp(start, tz="UTC"))])
+        began = time.monotonic()
         record = trader.run()
+        seconds = time.monotonic() - began
         assert trader.execution.halted == ""  # reconciled every 499 bars: nothing was broken for long, whatever the broker's records lag
         counts = journal.count_by_outcome()
-    live = deals_frame(twin.history_deals_get(1, 2**31 - 1), twin.clock)
-    result = Backtester(profile).run(strategy, bars, trade_from=start)
-    parity = compare_deals(live, result.deals)
+    deals = twin.history_deals_get(1, 2**31 - 1)
+    result = Backtester(profile, limits).run(strategy, bars, timeframe, trade_from=start)
+    parity = compare_deals(deals_frame(deals, twin.clock), result.deals)
     assert parity.differing == 0, parity.rows.head(3).T.to_string()
     assert twin.account_info().equity == result.equity.iloc[-1]
     assert trader.risk.refusals == result.refusals
     assert counts["unknown"] == counts["intent"] == 0
-    seen = Counter(live["reason"])
-    seen["deals"], seen["swap"], seen["bars"] = parity.compared, int((live["swap"] != 0).sum()), record.bars
+    opened = {order.position_id: order.sl for order in reversed(twin.history_orders_get(1, 2**31 - 1)) if order.sl}
+    seen = kinds(deals, opened, timeframe_ms(timeframe))
+    seen["deals"], seen["swap"], seen["bars"] = parity.compared, sum(deal.swap != 0 for deal in deals), record.bars
+    print(
+        f"{strategy.name}, {profile.name}, {profile.margin_mode}, {timeframe}: {said(seen)}; {record.requests} round trips, {seconds:.0f} s"
+    )
     return seen
 
 
-def compare_all(bars: pd.DataFrame, start: str, folder: Path) -> Counter[str]:
-    """Compare both strategies under every shipped profile."""
-    total: Counter[str] = Counter()
-    for name, parameters in STRATEGIES.items():
-        for profile in PROFILES.values():
-            total += compare(bars, start, make_strategy(name, **parameters), profile, folder)
-    print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
-    for name in ("deals", "expert", "sl", "tp", "swap"):
-        assert total[name] > 0, name
-    return total
+def said(seen: Counter[str]) -> str:
+    """Return counts in words."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(seen.items()) if count)
+
+
+def has_all(total: Counter[str], least: int, names: Sequence[str]) -> None:
+    """Refuse a comparison in which something hardly ever happened."""
+    print(f"together: {said(total)}")
+    assert not {name: total[name] for name in names if total[name] < least}
 
 
 @pytest.mark.jit
 @pytest.mark.parity
 def test_synthetic_bars(rounds: int, tmp_path: Path) -> None:
-    """A sample of days of the synthetic market; `make parity` takes more of them."""
-    days = min(2 + rounds // 10, 60)
-    bars = synthetic_bars(21, utc_ms("2024-01-02"), utc_ms("2024-01-05") + days * 86_400_000)
-    assert compare_all(bars, "2024-01-05", tmp_path)["deals"] >= 100
+    """Both strategies under every shipped profile on a sample of days; `make parity` takes more of them."""
+    days = min(1 + rounds // 40, 60)
+    bars = synthetic_bars(21, utc_ms("2024-01-03"), utc_ms("2024-01-05") + days * 86_400_000)
+    total = Counter[str]()
+    for (name, parameters), profile in itertools.product(STRATEGIES.items(), PROFILES.values()):
+        total += compare(bars, "2024-01-05", make_strategy(name, **parameters), profile, tmp_path)
+    has_all(total, 1, ("sl", "tp", "trailing", "swap", "reversal"))
+    assert total["deals"] >= 100
 
 
 @pytest.mark.jit
 @pytest.mark.parity
-@pytest.mark.parametrize("mode", ["hedging", "netting"])
-def test_positions_brought_to_a_size(mode: Literal["hedging", "netting"], rounds: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_positions_brought_to_a_size(mode: Mode, rounds: int, tmp_path: Path) -> None:
     """Additions and parts go through the terminal as the backtester books them, on both kinds of account."""
     bars, total = synthetic_bars(22, utc_ms("2024-01-02"), utc_ms("2024-01-05") + min(1 + rounds // 20, 30) * 86_400_000), Counter[str]()
     for profile in PROFILES.values():
         total += compare(bars, "2024-01-03", breathing(), replace(profile, margin_mode=mode), tmp_path)
-    print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
-    for name in ("expert", "sl", "tp", "swap"):
-        assert total[name] > 0, name
+    has_all(total, 50 if rounds >= LONG else 1, ("sl", "tp", "trailing", "swap", "reversal", "partial close"))
     assert total["deals"] >= 200
+    assert mode == "hedging" or total["addition"] > 0
 
 
 @pytest.mark.jit
 @pytest.mark.parity
-@pytest.mark.skipif(not REAL.exists(), reason="the real bars are not beside this checkout")
-def test_real_bars(rounds: int, tmp_path: Path) -> None:
-    """The same on a wild stretch of real minutes with holes: the crash of March 2020 and the days after it."""
-    end = pd.Timestamp("2020-03-13", tz="UTC") + pd.Timedelta(days=min(rounds // 20, 15))
-    bars = read_bars(REAL, start="2020-03-11", end=str(end)).bars
-    assert compare_all(bars, "2020-03-12", tmp_path)["deals"] >= 100
+@pytest.mark.parametrize("mode", MODES)
+def test_stop_outs(mode: Mode, rounds: int, tmp_path: Path) -> None:
+    """All the margin there is and no stop: the broker closes, again and again."""
+    days = min(1 + rounds // 50, 20)
+    greedy = make_strategy("ma-crossover", fast=200, slow=800, atr=240, risk=50.0, stop=500.0, trailing=float("nan"))
+    bars = synthetic_bars(23, utc_ms("2024-01-03"), utc_ms("2024-01-05") + days * 86_400_000)
+    total = Counter[str]()
+    for name in ("swapfree-utc", "ecn-ny7"):
+        profile = replace(PROFILES[name], margin_mode=mode, leverage=400)
+        total += compare(bars, "2024-01-04", greedy, profile, tmp_path, limits=GREED)
+    has_all(total, 5 if rounds >= LONG else 1, ("stop-out",))
+
+
+@needs_real
+@pytest.mark.jit
+@pytest.mark.parity
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_real_bars(name: str, rounds: int, tmp_path: Path) -> None:
+    """Two brokers, both kinds of account, real bars of five minutes: a crash, or all after the last long hole."""
+    bars = read_bars(REAL) if rounds >= LONG else read_bars(REAL, start="2020-03-01", end="2020-03-18")
+    span, total = longest_span(bars.bars, "M1"), Counter[str]()
+    five = resample_bars(bars.bars[(time_ms(bars.bars.index) >= span.start) & (time_ms(bars.bars.index) < span.end)], "M5")
+    start, strategy = str(five.index[600].date()), make_strategy(name, "M5", **STRATEGIES[name])
+    for broker, mode in itertools.product(("crypto-24x7", "fiveday-eet"), MODES):
+        total += compare(five, start, strategy, replace(PROFILES[broker], margin_mode=mode), tmp_path, "M5")
+    often, least = ("sl", "tp", "trailing", "swap", "reversal"), 50 if rounds >= LONG else 1
+    has_all(total, least, (*often, "gap fill") if rounds >= LONG else often)
+    assert total["deals"] >= (1000 if rounds >= LONG else 100)
+
+
+@needs_real
+@pytest.mark.jit
+@pytest.mark.parity
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_real_minutes(name: str, rounds: int, tmp_path: Path) -> None:
+    """The same on minutes: the day of the crash, or the year 2020."""
+    bars = (
+        read_bars(REAL, start="2019-12-30", end="2021-01-01") if rounds >= LONG else read_bars(REAL, start="2020-03-11", end="2020-03-13")
+    )
+    start = "2020-01-01" if rounds >= LONG else "2020-03-12"
+    total = compare(bars.bars, start, make_strategy(name, **STRATEGIES[name]), PROFILES["cfd-eet"], tmp_path)
+    has_all(total, 50 if rounds >= LONG else 1, ("sl", "trailing"))
+
+
+@needs_real
+@pytest.mark.jit
+@pytest.mark.parity
+@pytest.mark.skipif(int(os.environ.get("BTCBOT_ROUNDS", "20")) < LONG, reason="two weeks over HTTP take minutes: make parity")
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_weeks_over_http(name: str, tmp_path: Path) -> None:
+    """A server in a process of its own between the trader and the twin."""
+    profile = replace(PROFILES["cfd-eet"], deposit=100_000.0)
+    market = file_market(REAL, profile, tmp_path, "2020-02-20", "2020-03-20", live_bars=14 * 1440)
+    session = Session(market, profile, make_strategy(name, **STRATEGIES[name]), tmp_path)
+    try:
+        session.backfill()
+        live = session.trade()
+        parity = session.parity(live)
+    finally:
+        session.close()
+    print(f"{name}: {parity.compared} deals, {live.record.bars} bars, {live.record.requests} round trips, {live.seconds:.0f} s")
+    assert parity.differing == 0, parity.rows.head(3).T.to_string()
+    assert parity.compared >= 100
