@@ -115,6 +115,7 @@ class StrategyStream:
         self._address = step_address(strategy.step)
         self._features = FeatureStream(parse(strategy.features), strategy.timeframe)
         self._f, self._i = np.full(strategy.n_float, np.nan), np.zeros(strategy.n_int, np.int64)
+        self.last_features: F8 = np.full(len(strategy.features), np.nan)   # After the last bar
 
     def update(
         self,
@@ -126,6 +127,8 @@ class StrategyStream:
         block = np.ascontiguousarray(block, np.float64)
         features = self._features.update(block, step).T if self.strategy.features else np.empty((0, len(block)))
         run_step_nb(self._address, self.params, self._f, self._i, block, features, out, step)
+        if len(block):
+            self.last_features = features[:, -1].copy()
         return out
 
 # %% ../../nbs/48_strategies.base.ipynb #7746d397
@@ -159,3 +162,9 @@ class SignalStream:
         if len(out):
             self.last = out[-1].copy()
         return out
+
+    @property
+    def features(self) -> dict[str, float]:   # By the name of the column
+        "What the strategy saw beside the last bar that wasn't set aside."
+        names = (column.name for column in parse(self.strategy.features))
+        return dict(zip(names, map(float, self._stream.last_features), strict=True))

@@ -32,6 +32,7 @@ from ..market.profile import BrokerProfile
 from ..strategies.base import Strategy
 from ..terminal.contract import C, Terminal, Tick
 from ..terminal.journal import OrderJournal
+from .decisions import DecisionLog
 from .execution import Fill, OrderExecution
 from .live import KillSwitch, LiveLoop
 from .reconciliation import Policy
@@ -174,16 +175,17 @@ class Deployment:
         self.key = {"source": source or account.server, "symbol": symbol, "timeframe": timeframe}
         self.store, self.terminal = store, cast(LockStepTerminal, terminal)
         self.ingestor = DataIngestor(terminal, store, clock=self.clock, source=self.key["source"], flush_bars=1)
-        self.journal = OrderJournal(folder / "orders.sqlite")
+        self.journal, self.decisions = OrderJournal(folder / "orders.sqlite"), DecisionLog(folder / "decisions.sqlite")
         try:
             self.trader = Trader(
                 self.terminal, strategy, profile, self.clock, self.journal, timeframe, limits, self.metrics,
                 lambda rates: self.ingestor.append(symbol, timeframe, rates), certificates=certificates, foreign=foreign,
+                decisions=self.decisions, mode=mode,
             )
             if mode == "shadow":
                 self.trader.execution = ShadowExecution(terminal, self.journal, profile.symbol)
         except BaseException:
-            self.journal.close()
+            self.close()
             raise
         self.loop, self._monotonic = LiveLoop(self.trader, kill_switch(folder), poll_s, monotonic, sleep), monotonic
 
@@ -226,8 +228,9 @@ class Deployment:
         return record
 
     def close(self) -> None:
-        "Close the journal."
+        "Close journal and log."
         self.journal.close()
+        self.decisions.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ __all__ = ['MAX_DEVIATION', 'MAX_ATTEMPTS', 'LEGS', 'SendOutcome', 'KeyedTermina
            'OrderExecution']
 
 # %% ../../nbs/70_trading.execution.ipynb #a13aae3b
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ class OrderExecution:
                 f"{symbol.name}: the terminal says digits, volume step, contract size {theirs}, the profile {ours}: correct the profile."
             )
         self.stopped: Callable[[], str] = lambda: ""  # Why entries are stopped at this moment, empty where they aren't; asked before each
-        self.data_hash = ""  # `content_hash` of the data that orders are decided on; the journal keeps it with each order
+        self.about = dict[str, str]()  # Hashes of code, data and model that orders are decided by; the journal keeps them with each
         self._where = (account.server, account.login, account.trade_mode)
         self._is_hedging = account.margin_mode == C.ACCOUNT_MARGIN_MODE_RETAIL_HEDGING
         self._fillings = filling_modes(info)
@@ -208,7 +209,7 @@ class OrderExecution:
         "Send an order until it is settled in a way that no further attempt at this tick would change."
         decided = tick
         for attempt in range(first, first + MAX_ATTEMPTS):
-            fill = self._once(self.key(bar_time, leg, int(intent[INTENT_TICKET]), attempt), intent, leg, tick, attempt)
+            fill = self._once(bar_time, intent, leg, tick, attempt)
             if fill.action == "adapt":
                 if fill.retcode == C.TRADE_RETCODE_INVALID_FILL and len(self._fillings) > 1:
                     del self._fillings[0]
@@ -227,10 +228,11 @@ class OrderExecution:
         before, after = (decided.ask, now.ask) if side > 0 else (decided.bid, now.bid)
         return side * (after - before) > MAX_DEVIATION * before
 
-    def _once(self, key: str, intent: I8, leg: str, tick: Tick | None, attempt: int) -> Fill:
+    def _once(self, bar_time: int, intent: I8, leg: str, tick: Tick | None, attempt: int) -> Fill:
+        key = self.key(bar_time, leg, int(intent[INTENT_TICKET]), attempt)
         known, kind = self.journal.get(key), int(intent[KIND])
         request = self.request(intent, key, tick) if known is None else cast(Request, known.body)
-        entry = self.journal.begin(key, request, self.data_hash)
+        entry = self.journal.begin(key, request, json.dumps({"bar": bar_time, "leg": leg, "attempt": attempt, **self.about}))
         if entry.state in ("done", "not_done"):
             return self._fill(entry, intent, attempt, True)
         if isinstance(self.terminal, KeyedTerminal):

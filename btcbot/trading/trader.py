@@ -11,7 +11,7 @@ __all__ = ['LockStepTerminal', 'rates_block', 'deals_frame', 'LiveRecord', 'Trad
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, cast
 
 import numpy as np
@@ -33,6 +33,7 @@ from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick
 from ..terminal.evidence import look_calls, look_from
 from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
+from .decisions import DecisionLog
 from .execution import OrderExecution
 from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
 from .standing import Standing
@@ -122,6 +123,8 @@ class Trader:
         certificates: CertificateFile | None = None,      # Where its permission is found (default: in the home folder)
         foreign: Policy = "alarm",                        # About positions of the symbol that somebody else opened
         reconcile_every: int = 1440,                      # Bars from one reconciliation to the next
+        decisions: DecisionLog | None = None,             # Takes what it sees and decides
+        mode: str = "",                                   # For that log: twin, shadow, demo or live
     ):
         if foreign not in POLICIES:
             raise BtcbotError(f"foreign={foreign!r} is none of {', '.join(POLICIES)}.")
@@ -131,9 +134,12 @@ class Trader:
         self.terminal, self.profile, self.clock, self.timeframe = terminal, profile, clock, timeframe
         self.metrics, self.on_bars, self.strategy_id = metrics or Metrics(), on_bars, strategy_id
         self.length = timeframe_ms(timeframe)
+        self.decisions, self.mode, self._strategy, self._limits = decisions, mode, strategy, limits or RiskLimits()
+        self._warm_from, self._seen = 0, np.zeros(0)      # First bar of the history, last bar received
         self.stream = SignalStream(strategy)
         self.risk = RiskManager(profile, limits, self.length)
         self.execution = OrderExecution(terminal, journal, profile.symbol, strategy_id, deployment)
+        self.execution.about["code"] = strategy.code_hash
         self.record = LiveRecord()
         self._last_time, self._has_started = -1, False
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
@@ -160,10 +166,10 @@ class Trader:
         self.reconcile()
         for start in range(0, len(bars), 65_536):
             self.stream.update(bar_block(bars.iloc[start : start + 65_536]))
-        self.execution.data_hash = content_hash(bars)  # each order carries it
+        self.execution.about["data"] = content_hash(bars)
         self._recent = bars[["low", "high"]].iloc[-2 * _DAY // self.length :]
         if len(bars):
-            self._last_time = int(bar_block(bars.iloc[-1:])[0, 0])
+            self._warm_from, self._last_time = (int(time_ms(bars.index[[k]])[0]) for k in (0, -1))
 
     def on_tick(
         self,
@@ -180,8 +186,7 @@ class Trader:
         rates, tick, account, positions = (
             cast(Rows, answers[0]), cast(Tick, answers[1]), cast(AccountInfo, answers[2]), cast(tuple[TradePosition, ...], answers[3]),
         )
-        block = self._closed(rates)
-        metrics = self.metrics
+        metrics, block = self.metrics, self._closed(rates, now := self._utc(tick.time_msc))
         metrics.stages["ingest"].observe((signalled := time.perf_counter()) - began)
         if len(block):
             self.stream.update(block)
@@ -189,12 +194,14 @@ class Trader:
         if is_first:  # what the strategy wanted before the first moment of trading is no signal
             self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
             self._take_standing(account, tick)
+            self._begin_log(now, account, positions)
         if not len(block):
             return 0
+        if self.decisions is not None:
+            self.decisions.arrived(block, now)
         metrics.stages["signal"].observe((decided := time.perf_counter()) - signalled)
         if self._suspicions or self.record.bars // self.reconcile_every < (self.record.bars + len(block)) // self.reconcile_every:
             self.reconcile()
-        now = self._utc(tick.time_msc)
         self.record.equity.append((now, account.equity))
         self.record.bars += len(block)
         metrics.bars.inc(len(block))
@@ -207,9 +214,14 @@ class Trader:
         bar, equity = point_bars(block[-1:], self.profile.symbol.digits)[0], self._equity(account)
         intents = self.risk.decide(
             self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
-            equity, round(account.margin * 100), self._own(positions),
+            equity, round(account.margin * 100), own := self._own(positions),
         )
         self.standing.keep(self.risk.state)  # before an order goes
+        if self.decisions is not None:
+            self.decisions.decided(
+                int(bar[0]), now, (tick.bid, tick.ask), equity / 100, account.margin, len(own), self.stream.features, self.stream.last,
+                self.risk.refused, intents, self.execution.halted or self.execution.stopped(),
+            )
         metrics.stages["risk"].observe((sent := time.perf_counter()) - decided)
         metrics.drawdown.set(self.risk.drawdown(equity))
         for text in self.risk.refused:
@@ -224,6 +236,13 @@ class Trader:
             metrics.stages["order"].observe((done := time.perf_counter()) - sent)
             self.record.decided_ms.append((done - began) * 1000)
         return len(intents)
+
+    def _begin_log(self, now: int, account: AccountInfo, positions: Sequence[TradePosition]) -> None:
+        if self.decisions is not None:
+            self.decisions.begin(
+                now, self._strategy, replace(self.profile, deposit=account.balance), self._limits, self.mode,
+                self.execution.about.get("data", ""), self._warm_from, len(self._own(positions)),
+            )
 
     def _deals(self) -> tuple[TradeDeal, ...] | None:
         self.record.requests += 1
@@ -310,9 +329,13 @@ class Trader:
         self.metrics.orders[outcome].inc()
         self.record.orders[outcome] = self.record.orders.get(outcome, 0) + 1
 
-    def _closed(self, rates: Rows) -> F8:
+    def _closed(self, rates: Rows, now: int) -> F8:
         rates, digits = rates[:-1], self.profile.symbol.digits
         block = rates_block(rates, self.clock, digits)
+        again = block[block[:, 0] == self._last_time]
+        if self.decisions is not None and len(self._seen) and len(again) and (again[0] != self._seen).any():
+            self.decisions.changed(again[0], now)
+            self._seen = again[0]
         if 0 <= self._last_time < block[:1, 0]:  # bars were missed: fetch them
             server = to_server(self.clock, np.array([self._last_time, int(block[-1, 0])])) // 1000
             found = self.terminal.copy_rates_range(self.profile.symbol.name, TIMEFRAMES[self.timeframe], int(server[0]), int(server[1]))
@@ -325,7 +348,7 @@ class Trader:
         is_fresh = block[:, 0] > self._last_time
         block = block[is_fresh]
         if len(block):
-            self._last_time = int(block[-1, 0])
+            self._last_time, self._seen = int(block[-1, 0]), block[-1]
             if self.on_bars is not None:
                 self.on_bars(rates[is_fresh])
         return block
