@@ -74,7 +74,8 @@ def told(
     result: OrderSendResult | None,   # From `order_send`
 ) -> dict[str, float]:                # As the journal keeps it
     "Return what matters of an answer."
-    return {} if result is None else {"retcode": result.retcode, "order": result.order, "volume": result.volume}
+    names = ("retcode", "order", "deal", "volume", "price")
+    return {} if result is None else {name: getattr(result, name) for name in names}
 
 
 MAX_DEVIATION: Final = 0.01  # of the price

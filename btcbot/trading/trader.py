@@ -190,11 +190,12 @@ class Trader:
         metrics.stages["ingest"].observe((signalled := time.perf_counter()) - began)
         if len(block):
             self.stream.update(block)
-        is_first, self._has_started = not self._has_started, True
+        is_first = not self._has_started
         if is_first:  # what the strategy wanted before the first moment of trading is no signal
             self.risk.state = self.risk.new_state(float(self.stream.last[TARGET_ID]))
             self._take_standing(account, tick)
             self._begin_log(now, account, positions)
+            self._has_started = True  # not before: where the terminal fails in between, the next tick begins
         if not len(block):
             return 0
         if self.decisions is not None:
