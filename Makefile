@@ -111,7 +111,7 @@ bench: $(VENV)/.dev
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 parity: $(VENV)/.external
-	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -m parity --durations=10 tests
+	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -rP -m parity -n $(WORKERS) --dist worksteal --durations=10 tests
 
 faults: $(VENV)/.external
 	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"

@@ -177,6 +177,7 @@ class Deployment:
         self.ingestor = DataIngestor(terminal, store, clock=self.clock, source=self.key["source"], flush_bars=1)
         self.journal, self.decisions = OrderJournal(folder / "orders.sqlite"), DecisionLog(folder / "decisions.sqlite")
         try:
+            self.journal.keep("source", self.key["source"])
             self.trader = Trader(
                 self.terminal, strategy, profile, self.clock, self.journal, timeframe, limits, self.metrics,
                 lambda rates: self.ingestor.append(symbol, timeframe, rates), certificates=certificates, foreign=foreign,
