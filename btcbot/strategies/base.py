@@ -142,6 +142,7 @@ class SignalStream:
     ):
         self.strategy, self.cleaner = strategy, cleaner or DataCleaner()
         self._stream = strategy.streamed()
+        self._names = [column.name for column in parse(strategy.features)]
         self.last = np.full(N_TARGET, np.nan)
         self.last[TARGET_SIDE] = 0
         self.dropped = 0
@@ -166,5 +167,4 @@ class SignalStream:
     @property
     def features(self) -> dict[str, float]:   # By the name of the column
         "What the strategy saw beside the last bar that wasn't set aside."
-        names = (column.name for column in parse(self.strategy.features))
-        return dict(zip(names, map(float, self._stream.last_features), strict=True))
+        return dict(zip(self._names, self._stream.last_features.tolist(), strict=True))

@@ -136,6 +136,7 @@ class Trader:
         self.length = timeframe_ms(timeframe)
         self.decisions, self.mode, self._strategy, self._limits = decisions, mode, strategy, limits or RiskLimits()
         self._warm_from, self._seen = 0, np.zeros(0)      # First bar of the history, last bar received
+        self._explained = 1                               # Server's time in seconds, up to which deals explain the account's money
         self.stream = SignalStream(strategy)
         self.risk = RiskManager(profile, limits, self.length)
         self.execution = OrderExecution(terminal, journal, profile.symbol, strategy_id, deployment)
@@ -212,7 +213,7 @@ class Trader:
         metrics.spread.set(round((tick.ask - tick.bid) * self._unit))
         if is_first:
             return 0
-        bar, equity = point_bars(block[-1:], self.profile.symbol.digits)[0], self._equity(account)
+        bar, equity = point_bars(block[-1:], self.profile.symbol.digits)[0], self._equity(account, tick.time_msc)
         intents = self.risk.decide(
             self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
             equity, round(account.margin * 100), own := self._own(positions),
@@ -245,9 +246,9 @@ class Trader:
                 self.execution.about.get("data", ""), self._warm_from, len(self._own(positions)),
             )
 
-    def _deals(self) -> tuple[TradeDeal, ...] | None:
+    def _deals(self, since: int = 1) -> tuple[TradeDeal, ...] | None:
         self.record.requests += 1
-        return self.terminal.history_deals_get(1, 2**31 - 1)
+        return self.terminal.history_deals_get(since, 2**31 - 1)
 
     def _take_standing(self, account: AccountInfo, tick: Tick) -> None:
         "Take up peak, day's reference and halt of an earlier run."
@@ -261,10 +262,14 @@ class Trader:
         for line in self.standing.begin(self.risk.state, account, round(account.equity * 100), deals, day, prices):
             _log.warning("%s", line)
 
-    def _equity(self, account: AccountInfo) -> int:
+    def _equity(self, account: AccountInfo, server_ms: int) -> int:
         "Equity in cents that limits are held against; see to it that deposits are no profit, and that a halt ends when it was lifted."
-        if self.standing.is_changed(account) and (paid := self.standing.explain(self.risk.state, account, self._deals())):
-            _log.warning("%+.2f were paid in or out: the limits' references were shifted by that", paid / 100)
+        if self.standing.is_changed(account):
+            paid = self.standing.explain(self.risk.state, account, self._deals(self._explained))
+            if paid:
+                _log.warning("%+.2f were paid in or out: the limits' references were shifted by that", paid / 100)
+        if not self.standing.is_changed(account):
+            self._explained = max(server_ms // 1000 - _DAY // 1000, 1)   # the deals of a day: some are booked late
         equity = self.standing.counted(round(account.equity * 100))
         if who := self.standing.lifted(self.risk.state, equity):
             _log.warning("%s lifted the halt: the drawdown counts from %.2f", who, equity / 100)
