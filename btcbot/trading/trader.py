@@ -35,6 +35,7 @@ from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
 from .decisions import DecisionLog
 from .execution import OrderExecution
+from .guarding import StopKeeper
 from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
 from .standing import Standing
 
@@ -144,7 +145,7 @@ class Trader:
         self.record = LiveRecord()
         self._last_time, self._has_started = -1, False
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
-        self._refused = self.risk.refusals
+        self._refused, self._keeper = self.risk.refusals, StopKeeper()
         self._unit = 10.0**profile.symbol.digits
         self.standing = Standing(journal, self.risk.params, self._unit, profile.symbol.volume_step)
         self._recent = pd.DataFrame({"low": [], "high": []}, index=time_index(np.zeros(0, np.int64)))
@@ -180,6 +181,8 @@ class Trader:
         began = time.perf_counter()
         if self._waiting:
             answers = self._exit_again(answers)
+        if self._has_started:
+            answers = self._keep_stops(answers)
         if any(answer is None for answer in answers):
             code, text = self.terminal.last_error()
             missing = ", ".join(call[0] for call, answer in zip(self.calls, answers, strict=True) if answer is None)
@@ -329,6 +332,16 @@ class Trader:
                 intent, bar_time, attempt = waiting[position.ticket]
                 self._send(intent, bar_time, tick, attempt + 1)
         self.record.requests += 1
+        return self.terminal.batch(self.calls)
+
+    def _keep_stops(self, answers: Sequence[object]) -> Sequence[object]:
+        "Give positions back the stops that they lost, and look at the terminal once more where one had."
+        tick, positions = cast(Tick | None, answers[1]), cast(tuple[TradePosition, ...] | None, answers[3])
+        own = [position for position in positions or () if position.sl == 0 and self.is_own(position)]
+        sent = self._keeper.restore(self.execution, own, tick) if own and tick is not None else 0
+        if not sent:
+            return answers
+        self.record.requests += sent + 1
         return self.terminal.batch(self.calls)
 
     def _count(self, outcome: str) -> None:
