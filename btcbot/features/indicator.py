@@ -18,9 +18,10 @@ import re
 import time
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Condition
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 import numba
@@ -347,7 +348,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 65_536     # Bars of the first part, which is timed
-WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
+WORTH_S: Final = 2e-3    # Seconds of work left for which threads are started
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
@@ -355,44 +356,59 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     out = tuple(np.empty(n) for _ in range(max(len(indicator.outputs), 1)))
     lead, first = max(plan.convergence - 1, plan.warm_up), min(n, PART)
 
-    def run(program: Program, begin: int, end: int) -> None:
-        program.run(places([row[begin:] for row in rows]), places([row[begin:] for row in out]), end - begin)
+    def run(program: Program, into: Sequence[F8], begin: int, end: int) -> None:
+        program.run(places([row[begin:] for row in rows]), places(into), end - begin)
 
-    def work(program: Program, reached: int) -> None:
-        for begin, end in parts:
-            if begin != reached:
-                start = max(begin - lead, 0)
-                if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
-                    known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
-                    start = int(known[-1]) if len(known) else 0
-                unused = np.empty((len(out), begin - start))
-                program.clear()
-                program.run(places([row[start:] for row in rows]), places(unused), begin - start)
-            run(program, begin, end)
-            reached = end
+    def approach(program: Program, begin: int) -> None:
+        start = max(begin - lead, 0)
+        if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
+            known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
+            start = int(known[-1]) if len(known) else 0
+        program.clear()
+        run(program, list(np.empty((len(out), begin - start))), start, begin)
 
-    def help(done: Future[None]) -> None:
-        try:
-            work(indicator.program(), -1)
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
+    def help() -> None:
+        program, space = indicator.program(), [np.empty(longest) for _ in out]
+        while True:
+            with changed:
+                if not parts:
+                    return
+                begin, end = part = parts.pop()
+                taken.append(part)
+            with suppress(Exception):    # the first core does what is not done, and meets the same error
+                approach(program, begin)
+                run(program, space, begin, end)
+                with changed:
+                    if part in taken:    # not done by the first core meanwhile
+                        for row, values in zip(out, space, strict=True):
+                            row[begin:end] = values[: end - begin]
+                        taken.remove(part)
+                        changed.notify()
 
     program, began = indicator.program(), time.perf_counter()
-    run(program, 0, first)
+    run(program, out, 0, first)
     left = (time.perf_counter() - began) / first * (n - first) if n else 0.0
     threads = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact and left > WORTH_S else 1
     if threads == 1 or n - first < 32 * threads * lead:
-        run(program, first, n)
+        run(program, [row[first:] for row in out], first, n)
         return out
-    parts = pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist())   # small ones: another program may hold a core
-    others: list[Future[None]] = [Future() for _ in range(threads - 1)]
-    for other in others:
-        start_new_thread(help, (other,))    # a pool would wait until it runs, which takes longer than some indicators
-    work(program, first)
-    for other in others:
-        other.result()
-    return out
+    parts = list(pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist()))
+    taken: list[tuple[int, int]] = []
+    changed, longest, reached = Condition(), max(end - begin for begin, end in parts), first
+    for _ in range(threads - 1):
+        start_new_thread(help, ())    # a pool would wait until it runs, which takes longer than some indicators
+    patience = left / len(parts)
+    while True:
+        with changed:
+            if not parts:
+                changed.wait_for(lambda: not taken, patience)
+                if not taken:
+                    return out
+            begin, end = parts.pop(0) if parts else taken.pop()
+        if begin != reached:
+            approach(program, begin)
+        run(program, [row[begin:] for row in out], begin, end)
+        reached = end
 
 # %% ../../nbs/42_features.indicator.ipynb #6af2d7fb
 def compute(
