@@ -234,7 +234,7 @@ def tema(
 @kernel
 def maps_cells_nb(stages: int, last: int) -> int:
     "Cells of float state of a tree of maps over `last * 8 * 4**stages` bars; it needs `2 * stages` cells of whole-number state."
-    cells = 2 * TAIL
+    cells = 2 * (BLOCK + TAIL)
     for k in range(stages):
         cells += 2 * reach_cells_nb((3 if k < stages - 1 else last - 1) * PAST << (2 * k))
     return cells
@@ -286,9 +286,9 @@ def _arrive_nb(a: F8, b: F8, size: int, radix: int, x: F8, out: F8) -> None:
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #a56d3bc3
 @kernel
-def efficiency_nb(tree: F8, at: I8, n: int, x: F8, step: F8, ratio: F8) -> None:
-    "Change of each value, and distance over path of the last `n` changes; state as a reach of `n` and then a sum over `n`."
-    room, path = reach_cells_nb(n), np.empty(x.shape[0])
+def efficiency_nb(tree: F8, at: I8, n: int, x: F8, step: F8, path: F8, ratio: F8) -> None:
+    "Change of each value, path of the last `n` changes, and distance over path; state as a reach of `n` and then a sum over `n`."
+    room = reach_cells_nb(n)
     seen = reach_nb(tree[:room], at, n, x)
     before = seen[n - 1 :]
     for i in range(x.shape[0]):
@@ -305,16 +305,15 @@ def kama_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
     "Kaufman's average: price plus the distance at which the last `last * 8 * 4**stages` maps arrive."
     n, slow, wide, stages, last, count = int(params[0]), params[1], params[2], int(params[3]), int(params[4]), x.shape[1]
     offset, places = reach_cells_nb(n) + sum_cells_nb(n), state_i[2 + sum_stages_nb(n) :]
-    step, ratio = np.empty(count), np.empty(count)
-    efficiency_nb(state_f[:offset], state_i[1:], n, x[0], step, ratio)
+    step, ratio, tails = state_f[offset : offset + count], state_f[offset + BLOCK : offset + BLOCK + count], state_f[offset + 2 * BLOCK :]
+    efficiency_nb(state_f[:offset], state_i[1:], n, x[0], step, out[0], ratio)
     for i in range(count):
         share = ratio[i] * wide + slow
         ratio[i] = 1.0 - share * share
         step[i] = -ratio[i] * step[i]
     for i in range(min(max(n - state_i[0], 0), count)):
         ratio[i] = step[i] = 0.0
-    a, b, size, tails = ratio, step, PAST, state_f[offset : offset + 2 * TAIL]
-    offset += 2 * TAIL
+    a, b, size, offset = ratio, step, PAST, offset + 2 * (BLOCK + TAIL)
     for k in range(stages):
         past = (3 if k < stages - 1 else last - 1) * PAST << (2 * k)
         room = reach_cells_nb(past)
