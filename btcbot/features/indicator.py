@@ -16,12 +16,12 @@ import hashlib
 import math
 import re
 import time
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Condition
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 import numba
@@ -370,20 +370,19 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     def help() -> None:
         program, space = indicator.program(), [np.empty(longest) for _ in out]
         while True:
-            with changed:
+            with lock:
                 if not parts:
                     return
                 begin, end = part = parts.pop()
-                taken.append(part)
+                taken[part] = Future()
             with suppress(Exception):    # the first core does what is not done, and meets the same error
                 approach(program, begin)
                 run(program, space, begin, end)
-                with changed:
+                with lock:
                     if part in taken:    # not done by the first core meanwhile
                         for row, values in zip(out, space, strict=True):
                             row[begin:end] = values[: end - begin]
-                        taken.remove(part)
-                        changed.notify()
+                        taken.pop(part).set_result(None)
 
     program, began = indicator.program(), time.perf_counter()
     run(program, out, 0, first)
@@ -393,18 +392,18 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
         run(program, [row[first:] for row in out], first, n)
         return out
     parts = list(pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist()))
-    taken: list[tuple[int, int]] = []
-    changed, longest, reached = Condition(), max(end - begin for begin, end in parts), first
+    taken: dict[tuple[int, int], Future[None]] = {}
+    lock, longest, reached, patience = allocate_lock(), max(end - begin for begin, end in parts), first, left / len(parts)
     for _ in range(threads - 1):
         start_new_thread(help, ())    # a pool would wait until it runs, which takes longer than some indicators
-    patience = left / len(parts)
     while True:
-        with changed:
-            if not parts:
-                changed.wait_for(lambda: not taken, patience)
-                if not taken:
-                    return out
-            begin, end = parts.pop(0) if parts else taken.pop()
+        with lock:
+            others = [] if parts else list(taken.values())
+        wait(others, patience)
+        with lock:
+            if not parts and not taken:
+                return out
+            begin, end = parts.pop(0) if parts else taken.popitem()[0]
         if begin != reached:
             approach(program, begin)
         run(program, [row[begin:] for row in out], begin, end)
