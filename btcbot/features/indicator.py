@@ -16,10 +16,9 @@ import hashlib
 import math
 import re
 import time
-from _thread import allocate_lock, start_new_thread
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
@@ -348,7 +347,7 @@ class Indicator:
 
 # %% ../../nbs/42_features.indicator.ipynb #f0f24e9c
 PART: Final = 65_536     # Bars of the first part, which is timed
-WORTH_S: Final = 2e-3    # Seconds of work left for which threads are started
+WORTH_S: Final = 4e-3    # Seconds of work left for which threads are started; where other programs hold the cores, a part may wait as long
 
 
 def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
@@ -356,58 +355,44 @@ def _compute_whole(indicator: Indicator, rows: Sequence[F8]) -> tuple[F8, ...]:
     out = tuple(np.empty(n) for _ in range(max(len(indicator.outputs), 1)))
     lead, first = max(plan.convergence - 1, plan.warm_up), min(n, PART)
 
-    def run(program: Program, into: Sequence[F8], begin: int, end: int) -> None:
-        program.run(places([row[begin:] for row in rows]), places(into), end - begin)
+    def run(program: Program, begin: int, end: int) -> None:
+        program.run(places([row[begin:] for row in rows]), places([row[begin:] for row in out]), end - begin)
 
-    def approach(program: Program, begin: int) -> None:
-        start = max(begin - lead, 0)
-        if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
-            known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
-            start = int(known[-1]) if len(known) else 0
-        program.clear()
-        run(program, list(np.empty((len(out), begin - start))), start, begin)
+    def work(program: Program, reached: int) -> None:
+        for begin, end in parts:
+            if begin != reached:
+                start = max(begin - lead, 0)
+                if any(math.isnan(row[start]) for row in rows):    # a fresh program would skip it
+                    known = np.flatnonzero(~np.isnan([row[:start] for row in rows]).any(axis=0))
+                    start = int(known[-1]) if len(known) else 0
+                unused = np.empty((len(out), begin - start))
+                program.clear()
+                program.run(places([row[start:] for row in rows]), places(unused), begin - start)
+            run(program, begin, end)
+            reached = end
 
-    def help() -> None:
-        program, space = indicator.program(), [np.empty(longest) for _ in out]
-        while True:
-            with lock:
-                if not parts:
-                    return
-                begin, end = part = parts.pop()
-                taken[part] = Future()
-            with suppress(Exception):    # the first core does what is not done, and meets the same error
-                approach(program, begin)
-                run(program, space, begin, end)
-                with lock:
-                    if part in taken:    # not done by the first core meanwhile
-                        for row, values in zip(out, space, strict=True):
-                            row[begin:end] = values[: end - begin]
-                        taken.pop(part).set_result(None)
+    def help(done: Future[None]) -> None:
+        try:
+            work(indicator.program(), -1)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
 
     program, began = indicator.program(), time.perf_counter()
-    run(program, out, 0, first)
+    run(program, 0, first)
     left = (time.perf_counter() - began) / first * (n - first) if n else 0.0
     threads = int(vars(numba.config)["NUMBA_NUM_THREADS"]) if IS_COMPILED and plan.is_exact and left > WORTH_S else 1
     if threads == 1 or n - first < 32 * threads * lead:
-        run(program, [row[first:] for row in out], first, n)
+        run(program, first, n)
         return out
-    parts = list(pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist()))
-    taken: dict[tuple[int, int], Future[None]] = {}
-    lock, longest, reached, patience = allocate_lock(), max(end - begin for begin, end in parts), first, left / len(parts)
-    for _ in range(threads - 1):
-        start_new_thread(help, ())    # a pool would wait until it runs, which takes longer than some indicators
-    while True:
-        with lock:
-            others = [] if parts else list(taken.values())
-        wait(others, patience)
-        with lock:
-            if not parts and not taken:
-                return out
-            begin, end = parts.pop(0) if parts else taken.popitem()[0]
-        if begin != reached:
-            approach(program, begin)
-        run(program, [row[begin:] for row in out], begin, end)
-        reached = end
+    parts = pairwise(np.linspace(first, n, 4 * threads + 1).astype(np.int64).tolist())   # small ones: another program may hold a core
+    others: list[Future[None]] = [Future() for _ in range(threads - 1)]
+    for other in others:
+        start_new_thread(help, (other,))    # a pool would wait until it runs, which takes longer than some indicators
+    work(program, first)
+    for other in others:
+        other.result()
+    return out
 
 # %% ../../nbs/42_features.indicator.ipynb #6af2d7fb
 def compute(
