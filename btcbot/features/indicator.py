@@ -126,7 +126,7 @@ def run_steps_nb(steps: I8, wires: I8, params: F8, state_f: F8, state_i: I8, sou
     space, places = np.empty((2, width * block)), np.empty((width, 2), np.int64)
     for start in range(0, n, block):
         count = min(block, n - start)
-        ahead = min(block, n - start - count) if is_large else 0
+        ahead = min(block, n - start - count) if is_large or n_sources > 3 else 0
         for j in range(n_sources):
             _fetch_nb(sources[j], start + count, ahead)
         for s in range(last):

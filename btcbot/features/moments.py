@@ -211,27 +211,19 @@ def _few_products_nb(xs: F8, ys: F8, n: int, dx: F8, dy: F8, xx: F8, yy: F8, xy:
 
 
 @kernel
-def _join_products_nb(
-    sums: tuple[F8, F8, F8, F8, F8], size: int, x_ends: F8, y_ends: F8, dx: F8, dy: F8, xx: F8, yy: F8, xy: F8,
-) -> None:
-    "The same of four windows of `size`; all of `sums`, and the ends of the windows, begin with the oldest window."
-    ds, es, squares, others, products = sums
-    part, s, t = 1.0 / size, 2 * size, 3 * size
-    for i in range(dx.shape[0]):
-        x, y = x_ends[i + t], y_ends[i + t]
-        xa, ya = ds[i + t] * part, es[i + t] * part
-        xb, yb = ds[i + s] * part + (x_ends[i + s] - x), es[i + s] * part + (y_ends[i + s] - y)
-        xc, yc = ds[i + size] * part + (x_ends[i + size] - x), es[i + size] * part + (y_ends[i + size] - y)
-        xd, yd = ds[i] * part + (x_ends[i] - x), es[i] * part + (y_ends[i] - y)
-        x, y = 0.25 * ((xd + xc) + (xb + xa)), 0.25 * ((yd + yc) + (yb + ya))
-        dx[i], dy[i] = 4 * size * x, 4 * size * y
-        xa, xb, xc, xd, ya, yb, yc, yd = xa - x, xb - x, xc - x, xd - x, ya - y, yb - y, yc - y, yd - y
-        xx[i] = (squares[i] + squares[i + size]) + (squares[i + s] + squares[i + t])
-        yy[i] = (others[i] + others[i + size]) + (others[i + s] + others[i + t])
-        xy[i] = (products[i] + products[i + size]) + (products[i + s] + products[i + t])
-        xx[i] += size * ((xd * xd + xc * xc) + (xb * xb + xa * xa))
-        yy[i] += size * ((yd * yd + yc * yc) + (yb * yb + ya * ya))
-        xy[i] += size * ((xd * yd + xc * yc) + (xb * yb + xa * ya))
+def _join_products_nb(ds: F8, es: F8, products: F8, size: int, xs: F8, ys: F8, xy: F8) -> None:
+    "Products for four windows of `size`; `xs` and `ys` begin with the end of the oldest window, the others with the oldest window."
+    a, b, c, e, f, g = ds[3 * size :], ds[2 * size :], ds[size:], es[3 * size :], es[2 * size :], es[size:]
+    xa, xb, xc, ya, yb, yc = xs[3 * size :], xs[2 * size :], xs[size:], ys[3 * size :], ys[2 * size :], ys[size:]
+    p, q, r, part = products[3 * size :], products[2 * size :], products[size:], 1.0 / size
+    for i in range(xy.shape[0]):
+        x, y = xa[i], ya[i]
+        ua, ub, uc, ud = a[i] * part, b[i] * part + (xb[i] - x), c[i] * part + (xc[i] - x), ds[i] * part + (xs[i] - x)
+        va, vb, vc, vd = e[i] * part, f[i] * part + (yb[i] - y), g[i] * part + (yc[i] - y), es[i] * part + (ys[i] - y)
+        x, y = 0.25 * ((ud + uc) + (ub + ua)), 0.25 * ((vd + vc) + (vb + va))
+        ua, ub, uc, ud, va, vb, vc, vd = ua - x, ub - x, uc - x, ud - x, va - y, vb - y, vc - y, vd - y
+        both = (products[i] + r[i]) + (q[i] + p[i])
+        xy[i] = both + size * ((ud * vd + uc * vc) + (ub * vb + ua * va))
 
 
 @kernel
@@ -274,8 +266,10 @@ def comoments_nb(tree: F8, at: I8, n: int, x: F8, y: F8, xx: F8, yy: F8, xy: F8)
             _few_products_nb(xs[n - wide :], ys[n - wide :], wide, p, q, r, s, t)
         else:
             skip, ends = past - 3 * size, n - 1 - 3 * size
-            lower = (parts[0][skip:], parts[1][skip:], parts[2][skip:], parts[3][skip:], parts[4][skip:])
-            _join_products_nb(lower, size, xs[ends:], ys[ends:], p, q, r, s, t)
+            ds, es, squares, others, products = parts[0][skip:], parts[1][skip:], parts[2][skip:], parts[3][skip:], parts[4][skip:]
+            _join_squares_nb(ds, squares, size, xs[n - 4 * size :], 0, p, r)
+            _join_squares_nb(es, others, size, ys[n - 4 * size :], 0, q, s)
+            _join_products_nb(ds, es, products, size, xs[ends:], ys[ends:], t)
             for older in range(4 * size, wide):
                 _add_pair_nb(xs[n - 1 - older :], ys[n - 1 - older :], older, xs[n - 1 :], ys[n - 1 :], p, q, r, s, t)
         parts, past, size = sums, reach, wide

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...core.errors import BtcbotError
 from ...core.jit import F8, I8, kernel
+from ...core.vectors import LANES, PAST, TAIL, keep_nb, later1_nb, later2_nb, later4_nb, next_nb, put_nb, spread_nb
 from ..indicator import Indicator, Plan, Values, compute, register
 from btcbot.features.windows import (
     BLOCK,
@@ -231,12 +232,33 @@ def tema(
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #47492d62
 @kernel
-def maps_cells_nb(stages: int) -> int:
-    "Cells of float state of a tree of maps; it needs `2 * stages` cells of whole-number state."
-    cells = 0
+def maps_cells_nb(stages: int, last: int) -> int:
+    "Cells of float state of a tree of maps over `last * 8 * 4**stages` bars; it needs `2 * stages` cells of whole-number state."
+    cells = 2 * (BLOCK + TAIL)
     for k in range(stages):
-        cells += 2 * reach_cells_nb(3 << (2 * k))
+        cells += 2 * reach_cells_nb((3 if k < stages - 1 else last - 1) * PAST << (2 * k))
     return cells
+
+
+@kernel
+def _double_nb(tails: F8, a: F8, b: F8, keep: F8, add: F8) -> None:
+    "Join 32 maps, for each bar."
+    lead, rear = tails[:TAIL], tails[TAIL : 2 * TAIL]
+    a1, b1 = spread_nb(0.0), spread_nb(0.0)
+    a2, b2, a4, b4, a8, b8, a16, b16, older_a, older_b = a1, b1, a1, b1, a1, b1, a1, b1, a1, b1
+    for i in range(-PAST, a.shape[0], LANES):
+        one, shift = next_nb(lead, a, i), next_nb(rear, b, i)
+        two, shift2 = one * later1_nb(a1, one), shift + one * later1_nb(b1, shift)
+        four, shift4 = two * later2_nb(a2, two), shift2 + two * later2_nb(b2, shift2)
+        eight, shift8 = four * later4_nb(a4, four), shift4 + four * later4_nb(b4, shift4)
+        sixteen, shift16 = eight * a8, shift8 + eight * b8
+        if i >= 0:
+            put_nb(lead, keep, i, sixteen * older_a)
+            put_nb(rear, add, i, shift16 + sixteen * older_b)
+        a1, b1, a2, b2, a4, b4, a8, b8 = one, shift, two, shift2, four, shift4, eight, shift8
+        older_a, older_b, a16, b16 = a16, b16, sixteen, shift16
+    keep_nb(lead, a)
+    keep_nb(rear, b)
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #1858b061
 @kernel
@@ -250,17 +272,23 @@ def _join_nb(a: F8, b: F8, size: int, keep: F8, add: F8) -> None:
 
 
 @kernel
-def _arrive_nb(a: F8, b: F8, size: int, x: F8, out: F8) -> None:
-    "Join as `_join_nb` does, starting at zero, and add `x`."
-    a1, b1, a2, b2, a3, b3 = a[2 * size :], b[2 * size :], a[size:], b[size:], a[3 * size :], b[3 * size :]
+def _arrive_nb(a: F8, b: F8, size: int, radix: int, x: F8, out: F8) -> None:
+    "Join 2 to 4 maps as `_join_nb` does, starting at zero, and add `x`."
+    newest, then, third = (radix - 1) * size, (radix - 2) * size, max(radix - 3, 0) * size
+    a1, b1, a2, b2, a3, b3 = a[newest:], b[newest:], a[then:], b[then:], a[third:], b[third:]
     for i in range(out.shape[0]):
-        out[i] = x[i] + ((b3[i] + a3[i] * b1[i]) + (a3[i] * a1[i]) * (b2[i] + a2[i] * b[i]))
+        total = b1[i] + a1[i] * b2[i]
+        if radix == 3:
+            total += (a1[i] * a2[i]) * b3[i]
+        if radix > 3:
+            total += (a1[i] * a2[i]) * (b3[i] + a3[i] * b[i])
+        out[i] = x[i] + total
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #a56d3bc3
 @kernel
-def efficiency_nb(tree: F8, at: I8, n: int, x: F8, step: F8, ratio: F8) -> None:
-    "Change of each value, and distance over path of the last `n` changes; state as a reach of `n` and then a sum over `n`."
-    room, path = reach_cells_nb(n), np.empty(x.shape[0])
+def efficiency_nb(tree: F8, at: I8, n: int, x: F8, step: F8, path: F8, ratio: F8) -> None:
+    "Change of each value, path of the last `n` changes, and distance over path; state as a reach of `n` and then a sum over `n`."
+    room = reach_cells_nb(n)
     seen = reach_nb(tree[:room], at, n, x)
     before = seen[n - 1 :]
     for i in range(x.shape[0]):
@@ -274,33 +302,34 @@ def efficiency_nb(tree: F8, at: I8, n: int, x: F8, step: F8, ratio: F8) -> None:
 
 @kernel
 def kama_nb(params: F8, state_f: F8, state_i: I8, x: F8, out: F8) -> None:
-    "Kaufman's average: price plus the distance at which the last `4**stages` maps arrive."
-    n, slow, wide, stages, count = int(params[0]), params[1], params[2], int(params[3]), x.shape[1]
+    "Kaufman's average: price plus the distance at which the last `last * 8 * 4**stages` maps arrive."
+    n, slow, wide, stages, last, count = int(params[0]), params[1], params[2], int(params[3]), int(params[4]), x.shape[1]
     offset, places = reach_cells_nb(n) + sum_cells_nb(n), state_i[2 + sum_stages_nb(n) :]
-    step, ratio = np.empty(count), np.empty(count)
-    efficiency_nb(state_f[:offset], state_i[1:], n, x[0], step, ratio)
-    size, past, room = 1, 3, reach_cells_nb(3)
-    a = room_nb(state_f[offset : offset + room], places, past, count)
-    b = room_nb(state_f[offset + room : offset + 2 * room], places[1:], past, count)
-    keep, add = a[past:], b[past:]
+    step, ratio, tails = state_f[offset : offset + count], state_f[offset + BLOCK : offset + BLOCK + count], state_f[offset + 2 * BLOCK :]
+    efficiency_nb(state_f[:offset], state_i[1:], n, x[0], step, out[0], ratio)
     for i in range(count):
         share = ratio[i] * wide + slow
-        keep[i] = 1.0 - share * share
-        add[i] = -keep[i] * step[i]
+        ratio[i] = 1.0 - share * share
+        step[i] = -ratio[i] * step[i]
     for i in range(min(max(n - state_i[0], 0), count)):
-        keep[i] = add[i] = 0.0
-    for k in range(1, stages):
-        offset, past = offset + 2 * room, 12 * size
+        ratio[i] = step[i] = 0.0
+    a, b, size, offset = ratio, step, PAST, offset + 2 * (BLOCK + TAIL)
+    for k in range(stages):
+        past = (3 if k < stages - 1 else last - 1) * PAST << (2 * k)
         room = reach_cells_nb(past)
         wider = room_nb(state_f[offset : offset + room], places[2 * k :], past, count)
         shift = room_nb(state_f[offset + room : offset + 2 * room], places[2 * k + 1 :], past, count)
-        _join_nb(a, b, size, wider[past:], shift[past:])
-        a, b = wider, shift
-        size *= 4
-    _arrive_nb(a, b, size, x[0], out[0])
+        keep, add = wider[past:], shift[past:]
+        if k == 0:
+            _double_nb(tails, ratio, step, keep, add)
+        else:
+            _join_nb(a, b, size, keep, add)
+            size *= 4
+        a, b, offset = wider, shift, offset + 2 * room
+    _arrive_nb(a, b, size, last, x[0], out[0])
 
 # %% ../../../nbs/43_features.indicators.averages.ipynb #f78f57df
-_MOST_STAGES: Final = 9   # 262 144 bars
+_MOST_BARS: Final = 262_144
 _EFFICIENCY: Final = 0.6  # Of the efficiency ratio of a random walk
 
 
@@ -318,13 +347,15 @@ class Kama(Indicator):
             raise BtcbotError(f"kama: fast must be below slow; got fast={self.fast}, slow={self.slow}.")
         slow, wide = 2 / (self.slow + 1), 2 / (self.fast + 1) - 2 / (self.slow + 1)
         share = _EFFICIENCY / math.sqrt(self.n) * wide + slow
-        bars = decay_length(1 - share * share)
-        stages = max(math.ceil(math.log(bars, 4) - 1e-9), 1)
-        if stages > _MOST_STAGES:
+        bars, stages = decay_length(1 - share * share), 1
+        while 32 * 4**stages < bars:
+            stages += 1
+        last = max(math.ceil(bars / (8 * 4**stages)), 2)
+        if bars > _MOST_BARS:
             raise BtcbotError(f"kama: n={self.n}, fast={self.fast}, slow={self.slow} would remember {bars} bars; lower n, fast or slow.")
-        cells = reach_cells_nb(self.n) + sum_cells_nb(self.n) + maps_cells_nb(stages)
+        cells = reach_cells_nb(self.n) + sum_cells_nb(self.n) + maps_cells_nb(stages, last)
         places = 1 + sum_stages_nb(self.n) + 2 * stages
-        return Plan(kama_nb, (self.n, slow, wide, stages), cells, places, self.n, 4**stages + self.n)
+        return Plan(kama_nb, (self.n, slow, wide, stages, last), cells, places, self.n, last * 8 * 4**stages + self.n)
 
 
 def kama(
