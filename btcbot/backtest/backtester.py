@@ -320,17 +320,13 @@ class Backtester:
         cents = np.empty((2, _CHUNK + 1), np.int64)
         modelled = 0
         points = np.empty((1 + len(times), 6), np.int64)
-
-        def prepared() -> Iterator[tuple[Chunk, list[tuple[I8, F8]]]]:
-            for chunk in market.chunks(_CHUNK, points):
-                yield chunk, [stream.changes(chunk.block) for stream in streams]
-
         pieces = None if finer is None else bar_pieces(market, finer, tolerance)
         if pieces is not None and len(parts) > 1:
             raise BtcbotError(f"{len(parts)} strategies on finer data aren't played: run each alone, or all of them without finer=.")
-        with ThreadPoolExecutor(2) as pool, progress(len(times), "backtest") as bar:
-            data_hash = pool.submit(content_hash, market.received)
-            for chunk, decided in _ahead(pool, prepared()):
+        with ThreadPoolExecutor(3) as pool, progress(len(times), "backtest") as bar:
+            data_hash, chunks = pool.submit(content_hash, market.received), _ahead(pool, market.chunks(_CHUNK, points))
+            decisions = ((chunk, [stream.changes(chunk.block) for stream in streams]) for chunk in chunks)
+            for chunk, decided in _ahead(pool, decisions):
                 n, a = len(chunk.block), chunk.begin
                 if a <= first < a + n:
                     for state, (since, wanted) in zip(states, decided, strict=True):
