@@ -74,6 +74,9 @@ def play_nb(
     positions: I8, figures: F8, log: I8, intents: I8, since: I8, wanted: F8, begin: int, end: int,
 ) -> None:
     "Play bars `begin` to `end` for one account and take its trades; its figures become NaN where one position can't be all it has."
+    params, limits, rollovers, parts, bars = borrow_nb(params), borrow_nb(limits), borrow_nb(rollovers), borrow_nb(parts), borrow_nb(bars)
+    rows, days, state, account, positions = borrow_nb(rows), borrow_nb(days), borrow_nb(state), borrow_nb(account), borrow_nb(positions)
+    figures, log, intents, since, wanted = borrow_nb(figures), borrow_nb(log), borrow_nb(intents), borrow_nb(since), borrow_nb(wanted)
     none = np.zeros(0, np.int64)
     if params[IS_NETTING] == 0:
         for m in range(since.shape[0]):
@@ -103,6 +106,7 @@ def _until_nb(places: I8, k: int, n: int) -> int:
 @kernel
 def _lay_nb(room: F8, features: F8, columns: I8, before: I8, a: int, n: int) -> None:
     "Lay `n` values of features, from `a` on, beside the columns of bars, but for those that lie there `before`."
+    room, features, columns, before = borrow_nb(room), borrow_nb(features), borrow_nb(columns), borrow_nb(before)
     for c in range(columns.shape[0]):
         if columns[c] != before[c]:
             for j in range(n):
@@ -115,6 +119,8 @@ def _step_targets_nb(
     wanted: F8, begin: int,
 ) -> int:
     "Run a step over the `count` bars of a block, part by part, and write its new targets; return their number."
+    params, state_f, state_i, room, places = borrow_nb(params), borrow_nb(state_f), borrow_nb(state_i), borrow_nb(room), borrow_nb(places)
+    last, flat, since, wanted = borrow_nb(last), borrow_nb(flat), borrow_nb(since), borrow_nb(wanted)
     out, m = flat.reshape(PART + 1, N_TARGET), 1
     since[0] = begin
     for c in range(N_TARGET):

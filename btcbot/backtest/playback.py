@@ -108,7 +108,8 @@ from ..market.sessions import in_sessions
 @kernel
 def execute_nb(params: I8, account: I8, positions: I8, deals: I8, intents: I8, n: int, magic: int) -> None:
     "Send the first `n` rows of `intents` to the account under a strategy's `magic`; a refusal changes nothing."
-    params, account, positions, deals, intents = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals), borrow_nb(intents)
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
+    intents = borrow_nb(intents)
     for k in range(n):
         kind, ticket, volume = intents[k, KIND], intents[k, INTENT_TICKET], intents[k, INTENT_VOLUME]
         sl, tp = intents[k, INTENT_SL], intents[k, INTENT_TP]
@@ -190,7 +191,8 @@ def levels_nb(
     Note quotes at or beyond which something happens to the only position (FLOOR, CEILING), of these the stop-out (OUT), those after which
     its stop moves (FALLEN, RISEN), and the last open of a bar before the next midnight.
     """
-    params, account, limits, target, position, rollovers, levels = borrow_nb(params), borrow_nb(account), borrow_nb(limits), borrow_nb(target), borrow_nb(position), borrow_nb(rollovers), borrow_nb(levels)
+    params, account, limits, target = borrow_nb(params), borrow_nb(account), borrow_nb(limits), borrow_nb(target)
+    position, rollovers, levels = borrow_nb(position), borrow_nb(rollovers), borrow_nb(levels)
     side, entry, done = position[SIDE], position[PRICE_OPEN], account[ROLLOVERS_DONE]
     # Where the equity would meet the stop-out, two points early: the average price has a fraction.
     least = float(params[STOP_OUT]) if params[STOP_OUT_IS_MONEY] else params[STOP_OUT] * margin / 10_000
@@ -235,7 +237,8 @@ def hold_nb(
     Return the first bar from `begin` on that must be played in full, or `end`, and move the stop of the only position on the way there as
     `decide_nb` would; `latest` is the last open before a time limit.
     """
-    params, limits, target, position, levels, bars, rows = borrow_nb(params), borrow_nb(limits), borrow_nb(target), borrow_nb(position), borrow_nb(levels), borrow_nb(bars), borrow_nb(rows)
+    params, limits, target, position = borrow_nb(params), borrow_nb(limits), borrow_nb(target), borrow_nb(position)
+    levels, bars, rows = borrow_nb(levels), borrow_nb(bars), borrow_nb(rows)
     floor, ceiling, fallen, risen = levels[FLOOR], levels[CEILING], levels[FALLEN], levels[RISEN]
     side, latest, is_asked, k = position[SIDE], min(latest, levels[NIGHT]), True, begin
     firsts, lows, highs = rows[base + FIRST], rows[base + LOWEST], rows[base + HIGHEST]
@@ -287,7 +290,9 @@ def pass_nb(
     parts: I8, equity: I8, lows: I8,
 ) -> None:
     "Pass bars at which nothing happens to the only position, and note what they do to its worth."
-    params, limits, state, account, position, bars, rows, days, figures, parts, equity, lows = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(account), borrow_nb(position), borrow_nb(bars), borrow_nb(rows), borrow_nb(days), borrow_nb(figures), borrow_nb(parts), borrow_nb(equity), borrow_nb(lows)
+    params, limits, state, account = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(account)
+    position, bars, rows, days, figures = borrow_nb(position), borrow_nb(bars), borrow_nb(rows), borrow_nb(days), borrow_nb(figures)
+    parts, equity, lows = borrow_nb(parts), borrow_nb(equity), borrow_nb(lows)
     volume, is_long = position[POSITION_VOLUME], position[SIDE] > 0
     base = 0 if is_long else N_ROWS
     firsts, lasts, worsts = rows[base + FIRST], rows[base + LAST], rows[base + (LOWEST if is_long else HIGHEST)]
@@ -330,7 +335,8 @@ def idle_nb(
     limits: F8, state: F8, account: I8, bars: I8, days: I8, begin: int, end: int, figures: F8, parts: I8, equity: I8, low: I8,
 ) -> None:
     "Pass bars without a position."
-    limits, state, account, bars, days, figures, parts, equity, low = borrow_nb(limits), borrow_nb(state), borrow_nb(account), borrow_nb(bars), borrow_nb(days), borrow_nb(figures), borrow_nb(parts), borrow_nb(equity), borrow_nb(low)
+    limits, state, account, bars, days = borrow_nb(limits), borrow_nb(state), borrow_nb(account), borrow_nb(bars), borrow_nb(days)
+    figures, parts, equity, low = borrow_nb(figures), borrow_nb(parts), borrow_nb(equity), borrow_nb(low)
     money = int(account[BALANCE] + account[CREDIT])
     for k in (begin, end - 1):
         watch_nb(limits, state, days[k], bars[k, BAR_TIME], money)

@@ -72,6 +72,7 @@ def _bits_nb(now: I8, before: I8) -> int:
 @kernel
 def new_targets_nb(flat: F8, n: int, places: I8, k0: int, count: int, since: I8, wanted: F8) -> int:
     "Add the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
+    flat, places, since, wanted = borrow_nb(flat), borrow_nb(places), borrow_nb(since), borrow_nb(wanted)
     bits = flat.view(np.int64)
     for a in range(0, n, _GROUP):
         b = min(a + _GROUP, n)
