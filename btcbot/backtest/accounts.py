@@ -61,7 +61,7 @@ from ..features.specification import Column, parse
 from ..features.stream import FeatureStream
 from ..market.bars import TIME, timeframe_ms
 from ..strategies.arrays import Sizing, as_targets
-from ..strategies.base import Strategy
+from ..strategies.base import PART, Strategy, blank_nb, new_targets_nb
 
 # %% ../../nbs/55_backtest.accounts.ipynb #34ea31dd
 _DAY: Final = 86_400_000
@@ -74,6 +74,9 @@ def play_nb(
     positions: I8, figures: F8, log: I8, intents: I8, since: I8, wanted: F8, begin: int, end: int,
 ) -> None:
     "Play bars `begin` to `end` for one account and take its trades; its figures become NaN where one position can't be all it has."
+    params, limits, rollovers, parts, bars = borrow_nb(params), borrow_nb(limits), borrow_nb(rollovers), borrow_nb(parts), borrow_nb(bars)
+    rows, days, state, account, positions = borrow_nb(rows), borrow_nb(days), borrow_nb(state), borrow_nb(account), borrow_nb(positions)
+    figures, log, intents, since, wanted = borrow_nb(figures), borrow_nb(log), borrow_nb(intents), borrow_nb(since), borrow_nb(wanted)
     none = np.zeros(0, np.int64)
     if params[IS_NETTING] == 0:
         for m in range(since.shape[0]):
@@ -100,50 +103,14 @@ def _until_nb(places: I8, k: int, n: int) -> int:
     return int(places[k - 1] + 1 if k < places.shape[0] else n)
 
 # %% ../../nbs/55_backtest.accounts.ipynb #adcd2e70
-_PART: Final = 128   # Bars of a step: what it writes stays in the nearest cache
-_GROUP: Final = 32   # Targets that are looked at together
-
-
-@kernel
-def _blank_nb(row: F8) -> None:
-    for c in range(row.shape[0]):
-        row[c] = np.nan
-
-
-@kernel
-def _bits_nb(now: I8, before: I8) -> int:
-    "Return the bits that differ."
-    differs = 0
-    for c in range(now.shape[0]):
-        differs |= now[c] ^ before[c]
-    return differs
-
-
-@kernel
-def _new_targets_nb(flat: F8, n: int, places: I8, k0: int, count: int, since: I8, wanted: F8) -> int:
-    "Add the targets among `n` whose bits differ from the one before, and the bars they are decided at; return their number."
-    bits = flat.view(np.int64)
-    for a in range(0, n, _GROUP):
-        b = min(a + _GROUP, n)
-        if _bits_nb(bits[N_TARGET * (a + 1) : N_TARGET * (b + 1)], bits[N_TARGET * a : N_TARGET * b]) == 0:
-            continue
-        for j in range(a, b):
-            now = N_TARGET * (j + 1)
-            if _bits_nb(bits[now : now + N_TARGET], bits[now - N_TARGET : now]) != 0:
-                for c in range(N_TARGET):
-                    wanted[count, c] = flat[now + c]
-                since[count] = places[k0 + j] + 1
-                count += 1
-    return count
-
-
 @kernel
 def _lay_nb(room: F8, features: F8, columns: I8, before: I8, a: int, n: int) -> None:
     "Lay `n` values of features, from `a` on, beside the columns of bars, but for those that lie there `before`."
+    room, features, columns, before = borrow_nb(room), borrow_nb(features), borrow_nb(columns), borrow_nb(before)
     for c in range(columns.shape[0]):
         if columns[c] != before[c]:
             for j in range(n):
-                room[1 + j + j // _PART * 2, 7 + c] = features[columns[c], a + j]
+                room[1 + j + j // PART * 2, 7 + c] = features[columns[c], a + j]
 
 
 @kernel
@@ -152,15 +119,17 @@ def _step_targets_nb(
     wanted: F8, begin: int,
 ) -> int:
     "Run a step over the `count` bars of a block, part by part, and write its new targets; return their number."
-    out, m = flat.reshape(_PART + 1, N_TARGET), 1
+    params, state_f, state_i, room, places = borrow_nb(params), borrow_nb(state_f), borrow_nb(state_i), borrow_nb(room), borrow_nb(places)
+    last, flat, since, wanted = borrow_nb(last), borrow_nb(flat), borrow_nb(since), borrow_nb(wanted)
+    out, m = flat.reshape(PART + 1, N_TARGET), 1
     since[0] = begin
     for c in range(N_TARGET):
         wanted[0, c], flat[c] = last[c], last[c]
-    for start in range(0, count, _PART):
-        n, row = min(_PART, count - start), 1 + start // _PART * (_PART + 2)
-        _blank_nb(flat[N_TARGET : N_TARGET * (n + 1)])
+    for start in range(0, count, PART):
+        n, row = min(PART, count - start), 1 + start // PART * (PART + 2)
+        blank_nb(flat[N_TARGET : N_TARGET * (n + 1)])
         call_step_nb(address, params, state_f, state_i, room[row : row + n], out[1 : 1 + n])
-        m = _new_targets_nb(flat, n, places, a + start, m, since, wanted)
+        m = new_targets_nb(flat, n, places, a + start, m, since, wanted)
         for c in range(N_TARGET):
             flat[c] = flat[N_TARGET * n + c]
     for c in range(N_TARGET):
@@ -178,8 +147,8 @@ def step_accounts_nb(
     n_kept, n, k = kept.shape[0], bars.shape[0], columns.shape[1]
     features, columns, values, last = borrow_nb(features), borrow_nb(columns), borrow_nb(values), borrow_nb(last)
     state_f, state_i, places = borrow_nb(state_f), borrow_nb(state_i), borrow_nb(places)
-    room, none = np.full((block // _PART * (_PART + 2), 7 + k), np.nan), np.full(k, -1)   # Each part lies between NaN
-    flat, since, wanted = np.empty((_PART + 1) * N_TARGET), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
+    room, none = np.full((block // PART * (PART + 2), 7 + k), np.nan), np.full(k, -1)   # Each part lies between NaN
+    flat, since, wanted = np.empty((PART + 1) * N_TARGET), np.empty(block + 1, np.int64), np.empty((block + 1, N_TARGET))
     intents, begin = np.zeros((MAX_INTENTS, N_INTENT), np.int64), 1
     for a in range(0, max(n_kept, 1), block):
         count = min(block, n_kept - a)
@@ -188,7 +157,7 @@ def step_accounts_nb(
             room[:] = np.nan
         for j in range(count):
             for c in range(7):
-                room[1 + j + j // _PART * 2, c] = kept[a + j, c]
+                room[1 + j + j // PART * 2, c] = kept[a + j, c]
         for i in range(values.shape[0]):
             _lay_nb(room, features, columns[i], columns[i - 1] if i > 0 else none, a, count)
             m = _step_targets_nb(
@@ -214,7 +183,7 @@ def _rule_targets_nb(
         t = events[j]
         now = (opens if side == 0 else side) if now == 0 else -now if side == 0 else 0
         target = wanted[j + 1]
-        _blank_nb(target)
+        blank_nb(target)
         target[TARGET_ID], target[TARGET_SIDE], since[j + 1] = kept[a + t, TIME], now, places[a + t] + 1
         if now != 0:
             fill_plan_nb(plan, row_nb(unit[ADDRESS] + (a + t) // WORD * unit[STEP], WORD)[t % WORD], target)

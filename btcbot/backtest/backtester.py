@@ -10,10 +10,12 @@ __all__ = ['DEAL_COLUMNS', 'deal_frame', 'trade_frame', 'Result', 'Backtester']
 # %% ../../nbs/52_backtest.backtester.ipynb #24513a04
 import importlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ from .bootstrap import bootstrap_intervals
 from .bounds import trade_bounds
 from .charts import plot_run, plot_run_interactive
 from .figures import HELD, new_figures, part_ends
-from .playback import Chunk, Market, changes, run_nb, run_strategies_nb
+from .playback import Chunk, Market, run_nb, run_strategies_nb
 from .statistics import buy_and_hold, daily_returns, drawdown, key_figures
 from .within import Coverage, Pieces, bar_pieces, run_pieces_nb
 from ..core.errors import BtcbotError
@@ -32,7 +34,7 @@ from ..engine import account as engine
 from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager, refusals
-from ..market.bars import BAR_SPREAD, BAR_TIME, content_hash, time_ms, timeframe_ms
+from ..market.bars import BAR_SPREAD, content_hash, time_ms, timeframe_ms
 from ..market.profile import BrokerProfile
 from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, Together, as_targets
 from ..strategies.base import SignalStream, Strategy
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/52_backtest.backtester.ipynb #173efa8d
 _DAY: Final = 86_400_000
 _CHUNK: Final = 65_536   # Bars at a time
+_Item = TypeVar("_Item")
 DEAL_COLUMNS: Final = (
     "time", "side", "entry", "reason", "position", "volume", "price", "profit", "commission", "swap", "spread_cost", "slippage_cost",
 )
@@ -175,7 +178,7 @@ class Result:
         net = self.trades["net"].to_numpy(np.float64)
         notional = float((self.deals["volume"] * self.deals["price"]).sum()) * self.profile.symbol.contract_size
         figures = key_figures(self.equity, self.low, net, self.profile.deposit, self.exposure, sum(self.costs.values()), notional)
-        return figures | {"buy and hold": float(self.hold.iloc[-1]) / self.profile.deposit - 1}
+        return figures | {"buy and hold": float(buy_and_hold(self.bars.iloc[[0, -1]], self.profile).iloc[-1]) / self.profile.deposit - 1}
 
     def intervals(
         self,
@@ -264,6 +267,14 @@ class Result:
         return f"<div>{self.caution}</div>{table}" if self.caution else table
 
 # %% ../../nbs/52_backtest.backtester.ipynb #bef3dfb6
+def _ahead(pool: ThreadPoolExecutor, items: Iterator[_Item]) -> Iterator[_Item]:
+    "Let a thread make the next item while one is used."
+    coming = pool.submit(lambda: [*islice(items, 1)])
+    while item := coming.result():
+        coming = pool.submit(lambda: [*islice(items, 1)])
+        yield item[0]
+
+
 class Backtester:
     "Runs strategies over bars under one broker's conditions."
 
@@ -308,25 +319,24 @@ class Backtester:
         equity, low = (np.empty(len(times) - first) for _ in range(2))
         cents = np.empty((2, _CHUNK + 1), np.int64)
         modelled = 0
-        points = np.empty((len(times), 6), np.int64)
+        points = np.empty((1 + len(times), 6), np.int64)
         pieces = None if finer is None else bar_pieces(market, finer, tolerance)
         if pieces is not None and len(parts) > 1:
             raise BtcbotError(f"{len(parts)} strategies on finer data aren't played: run each alone, or all of them without finer=.")
-        with ThreadPoolExecutor(1) as pool, progress(len(times), "backtest") as bar:
-            data_hash = pool.submit(content_hash, market.received)
-            for chunk in market.chunks(_CHUNK):
+        with ThreadPoolExecutor(3) as pool, progress(len(times), "backtest") as bar:
+            data_hash, chunks = pool.submit(content_hash, market.received), _ahead(pool, market.chunks(_CHUNK, points))
+            decisions = ((chunk, [stream.changes(chunk.block) for stream in streams]) for chunk in chunks)
+            for chunk, decided in _ahead(pool, decisions):
                 n, a = len(chunk.block), chunk.begin
-                decided = [changes(stream.last, stream.update(chunk.block), 1) for stream in streams]
                 if a <= first < a + n:
                     for state, (since, wanted) in zip(states, decided, strict=True):
                         state[:] = risk.new_state(float(wanted[np.searchsorted(since, first - a + 1, side="right") - 1, TARGET_ID]))
-                points[a : a + n] = chunk.points[1:]
                 begin = at = max(first - a, 0) + 1
                 while at <= n:
                     at = self._play(risk, states, market, chunk, pieces, first, decided, at, account, positions, log, figures, ends, cents)
                     deals, account[N_DEALS] = log[: account[N_DEALS]].copy(), 0
                     logs.append(deals)
-                    own = chunk.points[np.searchsorted(chunk.points[1:, BAR_TIME], deals[:, engine.DEAL_TIME], side="right"), BAR_SPREAD]
+                    own = chunk.points[np.searchsorted(times[a : a + n], deals[:, engine.DEAL_TIME], side="right"), BAR_SPREAD]
                     modelled += int((np.abs(2 * deals[:, engine.QUOTE] - deals[:, engine.MID2]) > own).sum())
                 if begin <= n:
                     at = a + begin - 1 - first
@@ -340,7 +350,7 @@ class Backtester:
             owners = dict(zip(deals[is_entry, engine.POSITION].tolist(), deals[is_entry, engine.DEAL_MAGIC].tolist(), strict=True))
             shown["strategy"] = [played.labels[owners[position]] for position in deals[:, engine.POSITION].tolist()]
         inside = None if pieces is None else (pieces.params, pieces.rows, pieces.starts)
-        bounds = trade_bounds(deals, points, market.rollovers, market.length, self.profile, self.spread_allowance, inside)
+        bounds = trade_bounds(deals, points[1:], market.rollovers, market.length, self.profile, self.spread_allowance, inside)
         if pieces is None:
             bounds["decided_on"] = timeframe
         else:

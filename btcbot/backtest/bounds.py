@@ -170,7 +170,8 @@ def trade_bounds(
     params, pieces, begins = finer or (params, points, np.arange(len(points) + 1))
     # A stretch begins at the first tick of a bar, also where more ticks have its time.
     moments = ordered[:, engine.DEAL_TIME]
-    firsts, lasts = (np.searchsorted(times, moments, side="right") - 1 for times in (points[:, BAR_TIME], pieces[:, BAR_TIME]))
+    firsts = np.searchsorted(points[:, BAR_TIME], moments, side="right") - 1
+    lasts = firsts if finer is None else np.searchsorted(pieces[:, BAR_TIME], moments, side="right") - 1
     rows = np.empty((len(deals), _N_STRETCH), np.int64)
     rows = rows[: _stretches_nb(ordered, begins[firsts], lasts, moments > pieces[lasts, BAR_TIME], before, rows)]
     rows[:, _LENGTH] = length if finer is None else pieces[rows[:, _LAST], -1]

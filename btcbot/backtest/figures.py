@@ -17,6 +17,7 @@ import numpy as np
 
 from .statistics import DAYS_A_YEAR
 from ..core.jit import F8, I8, kernel
+from ..core.steps import borrow_nb
 from ..engine.account import COMMISSION, DEAL_SWAP, DEAL_VOLUME, ENTRY, ENTRY_IN, PROFIT
 
 # %% ../../nbs/51_backtest.figures.ipynb #40c01fc3
@@ -72,6 +73,7 @@ def mark_nb(figures: F8, lowest: int, equity: int, is_open: bool) -> None:
 @kernel
 def trades_nb(figures: F8, deals: I8, n: int) -> None:
     "Take the first `n` deals of the log: a trade ends when its volume is closed."
+    figures, deals = borrow_nb(figures), borrow_nb(deals)
     for k in range(n):
         money = deals[k, PROFIT] + deals[k, DEAL_SWAP] + deals[k, COMMISSION]
         figures[PENDING] += money

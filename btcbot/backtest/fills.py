@@ -52,6 +52,8 @@ from btcbot.engine.risk import (
     TIME_LIMIT,
     TRAILING,
 )
+from ..strategies.base import PART as STEPS
+from ..strategies.base import blank_nb
 
 # %% ../../nbs/55_backtest.fills.ipynb #2d3d7439
 _LOW, _HIGH = range(2)               # Of `bands`, shape (blocks, 2, 2, bars of a block); the axis behind it: one bar, eight
@@ -239,15 +241,14 @@ def rule_fills_nb(
 
 # %% ../../nbs/55_backtest.fills.ipynb #e137b6dd
 @kernel
-def lay_nb(room: F8, rows: I8, columns: I8, before: I8, first: int) -> None:
-    "Lay features beside the columns of bars: rows of the table `rows`, from bar `first` on, but for those that lie there `before`."
-    n = room.shape[0]
+def lay_nb(room: F8, rows: I8, columns: I8, before: I8, first: int, n: int) -> None:
+    "Lay features beside the columns of `n` bars: rows of the table `rows`, from bar `first` on, but for those that lie there `before`."
     for c in range(columns.shape[0]):
         if columns[c] == before[c]:
             continue
         feature = row_nb(rows[columns[c], ADDRESS] + 8 * first, n)
         for j in range(n):
-            room[j, 7 + c] = feature[j]
+            room[1 + j + j // STEPS * 2, 7 + c] = feature[j]
 
 
 @kernel
@@ -260,7 +261,8 @@ def step_fills_nb(
     last target. Return False if a target asks for what this model leaves out.
     """
     n, block, first, is_modelled = close.shape[0], highest.shape[2], 0, True
-    room, flat = np.full((block + 2, 7 + columns.shape[1]), np.nan), np.full(block * N_TARGET, np.nan)
+    room = np.full((-(-block // STEPS) * (STEPS + 2), 7 + columns.shape[1]), np.nan)   # Each part lies between NaN
+    flat = np.empty(STEPS * N_TARGET)
     wanted, since, none = np.full((block, N_TARGET), np.nan), np.zeros(block, np.int64), np.full(columns.shape[1], -1)
     columns, values, state_f, state_i = borrow_nb(columns), borrow_nb(values), borrow_nb(state_f), borrow_nb(state_i)
     for start in range(0, n, block):
@@ -272,24 +274,26 @@ def step_fills_nb(
         latest = count - 1 if is_last and start + count == n else count
         for j in range(count):
             for k in range(7):
-                room[1 + j, k] = bars[k, start + j]
-        room[1 + count :] = np.nan
-        out = flat.reshape((block, N_TARGET))[:count]
+                room[1 + j + j // STEPS * 2, k] = bars[k, start + j]
+        if count < block:
+            room[1 + count + count // STEPS * 2 :] = np.nan
+        out = flat.reshape((STEPS, N_TARGET))
         for i in range(values.shape[0]):
-            lay_nb(room[1 : 1 + count], rows, columns[i], columns[i - 1] if i > 0 else none, start)
-            for k in range(count * N_TARGET):      # Twice as fast as `out[:] = np.nan`
-                flat[k] = np.nan
-            call_step_nb(address, values[i], state_f[i], state_i[i], room[1 : 1 + count], out)
+            lay_nb(room, rows, columns[i], columns[i - 1] if i > 0 else none, start, count)
             n_since, last = 0, ids[i]
-            for j in range(latest):
-                found = out[j, TARGET_ID]
-                if found != last and not np.isnan(found):
-                    last, since[n_since] = found, j
-                    wanted[n_since] = out[j]
-                    is_modelled = np.isnan(out[j, BREAK_EVEN]) and np.isnan(out[j, TIME_LIMIT]) and not out[j, SIZE_RULE] >= SCALED
-                    if out[j, TARGET_SIDE] != 0 and not is_modelled:
-                        is_modelled = False
-                    n_since += 1
+            for a in range(0, count, STEPS):
+                size, row = min(STEPS, count - a), 1 + a // STEPS * (STEPS + 2)
+                blank_nb(flat[: size * N_TARGET])
+                call_step_nb(address, values[i], state_f[i], state_i[i], room[row : row + size], out[:size])
+                for j in range(min(size, latest - a)):
+                    found = out[j, TARGET_ID]
+                    if found != last and not np.isnan(found):
+                        last, since[n_since] = found, a + j
+                        wanted[n_since] = out[j]
+                        is_plain = np.isnan(out[j, BREAK_EVEN]) and np.isnan(out[j, TIME_LIMIT]) and not out[j, SIZE_RULE] >= SCALED
+                        if out[j, TARGET_SIDE] != 0 and not is_plain:
+                            is_modelled = False
+                        n_since += 1
             ids[i] = last
             if counts[i, IS_RUINED] == 0:
                 fills_nb(states, counts, guards, i, fee, fraction, since, wanted, n_since, count, marked, own, c, f, high, low, band)

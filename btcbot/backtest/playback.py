@@ -7,7 +7,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.playback.html.md"""
 # %% auto #0
 __all__ = ['LOWEST', 'HIGHEST', 'FIRST', 'LAST', 'LOW_SPAN', 'HIGH_SPAN', 'N_ROWS', 'FLOOR', 'CEILING', 'FALLEN', 'RISEN',
            'NIGHT', 'OUT', 'N_LEVELS', 'execute_nb', 'quotes_nb', 'extremes_nb', 'levels_nb', 'move_levels_nb',
-           'hold_nb', 'pass_nb', 'idle_nb', 'changes', 'run_nb', 'run_strategies_nb', 'Chunk', 'Market', 'BlockMarket']
+           'hold_nb', 'pass_nb', 'idle_nb', 'run_nb', 'run_strategies_nb', 'Chunk', 'Market', 'BlockMarket']
 
 # %% ../../nbs/51_backtest.playback.ipynb #78d209b1
 from collections.abc import Iterator
@@ -108,6 +108,8 @@ from ..market.sessions import in_sessions
 @kernel
 def execute_nb(params: I8, account: I8, positions: I8, deals: I8, intents: I8, n: int, magic: int) -> None:
     "Send the first `n` rows of `intents` to the account under a strategy's `magic`; a refusal changes nothing."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
+    intents = borrow_nb(intents)
     for k in range(n):
         kind, ticket, volume = intents[k, KIND], intents[k, INTENT_TICKET], intents[k, INTENT_VOLUME]
         sl, tp = intents[k, INTENT_SL], intents[k, INTENT_TP]
@@ -127,37 +129,47 @@ _SPAN: Final = 8   # Bars that are ruled out at once: LOW_SPAN and HIGH_SPAN hav
 
 
 @kernel
-def _widen_nb(low: I8, high: I8) -> None:
-    "Turn what each bar has into what it and those that follow have."
-    width = 1
-    while width < _SPAN:
-        for i in range(low.shape[0] - width):
-            low[i] = min(low[i], low[i + width])
-        for i in range(high.shape[0] - width):
-            high[i] = max(high[i], high[i + width])
-        width *= 2
+def _spans_nb(low: I8, high: I8, lows: I8, highs: I8) -> None:
+    "Write what each bar and those that follow range over."
+    n = low.shape[0]
+    for i in range(n - _SPAN + 1):   # Written out: eight bars are compared at once
+        left = min(min(low[i], low[i + 1]), min(low[i + 2], low[i + 3]))
+        right = min(min(low[i + 4], low[i + 5]), min(low[i + 6], low[i + 7]))
+        lows[i] = min(left, right)
+    for i in range(n - _SPAN + 1):
+        left = max(max(high[i], high[i + 1]), max(high[i + 2], high[i + 3]))
+        right = max(max(high[i + 4], high[i + 5]), max(high[i + 6], high[i + 7]))
+        highs[i] = max(left, right)
+    for i in range(max(n - _SPAN + 1, 0), n):
+        lows[i], highs[i] = low[i:].min(), high[i:].max()
+
+
+@kernel
+def _points_nb(block: F8, scale: float, points: I8) -> None:
+    "Fill `points` as `point_bars` does."
+    for i in range(block.shape[0]):
+        bar, row = points[i], block[i]
+        bar[BAR_TIME], bar[BAR_SPREAD] = int(row[TIME]), int(row[SPREAD])
+        for c in range(OPEN, CLOSE + 1):
+            bar[c] = int(np.rint(row[c] * scale))
 
 
 @kernel
 def quotes_nb(params: I8, block: F8, scale: float, points: I8, rows: I8) -> None:
-    "Fill `points` as `point_bars` does, and `rows`, shape (2 * N_ROWS, n), with the quotes of these bars."
+    "Fill `points` as `point_bars` does, and `rows`, shape (2 * N_ROWS, 1 + n), with the quotes of these bars behind what is first."
+    _points_nb(block, scale, points)
+    bid_low, bid_high, bid_first, bid_last = rows[LOWEST, 1:], rows[HIGHEST, 1:], rows[FIRST, 1:], rows[LAST, 1:]
+    ask_low, ask_high = rows[N_ROWS + LOWEST, 1:], rows[N_ROWS + HIGHEST, 1:]
+    ask_first, ask_last = rows[N_ROWS + FIRST, 1:], rows[N_ROWS + LAST, 1:]
     for i in range(block.shape[0]):
-        bar = points[i]
-        bar[BAR_TIME], bar[BAR_SPREAD] = int(block[i, TIME]), int(block[i, SPREAD])
-        for c in range(OPEN, CLOSE + 1):
-            bar[c] = int(np.rint(block[i, c] * scale))
-        first, last = bar[BAR_OPEN], bar[BAR_CLOSE]
-        low, high, spread = min(bar[BAR_LOW], last), max(bar[BAR_HIGH], last), spread_nb(params, first, bar[BAR_SPREAD])
+        first, last = points[i, BAR_OPEN], points[i, BAR_CLOSE]
+        low, high, spread = min(points[i, BAR_LOW], last), max(points[i, BAR_HIGH], last), spread_nb(params, first, points[i, BAR_SPREAD])
         is_odd = first < low or first > high
-        for row, value in ((LOWEST, low), (HIGHEST, high), (FIRST, first), (LAST, last)):
-            rows[row, i], rows[N_ROWS + row, i] = value, value + spread
-        if is_odd:
-            rows[LOWEST, i] = rows[N_ROWS + LOWEST, i] = -_FAR
+        bid_low[i], ask_low[i] = -_FAR if is_odd else low, -_FAR if is_odd else low + spread
+        bid_high[i], bid_first[i], bid_last[i] = high, first, last
+        ask_high[i], ask_first[i], ask_last[i] = high + spread, first + spread, last + spread
     for base in (0, N_ROWS):
-        low, high = rows[base + LOW_SPAN], rows[base + HIGH_SPAN]
-        for i in range(block.shape[0]):
-            low[i], high[i] = rows[base + LOWEST, i], rows[base + HIGHEST, i]
-        _widen_nb(low, high)
+        _spans_nb(rows[base + LOWEST, 1:], rows[base + HIGHEST, 1:], rows[base + LOW_SPAN, 1:], rows[base + HIGH_SPAN, 1:])
 
 
 @kernel
@@ -179,6 +191,8 @@ def levels_nb(
     Note quotes at or beyond which something happens to the only position (FLOOR, CEILING), of these the stop-out (OUT), those after which
     its stop moves (FALLEN, RISEN), and the last open of a bar before the next midnight.
     """
+    params, account, limits, target = borrow_nb(params), borrow_nb(account), borrow_nb(limits), borrow_nb(target)
+    position, rollovers, levels = borrow_nb(position), borrow_nb(rollovers), borrow_nb(levels)
     side, entry, done = position[SIDE], position[PRICE_OPEN], account[ROLLOVERS_DONE]
     # Where the equity would meet the stop-out, two points early: the average price has a fraction.
     least = float(params[STOP_OUT]) if params[STOP_OUT_IS_MONEY] else params[STOP_OUT] * margin / 10_000
@@ -223,6 +237,8 @@ def hold_nb(
     Return the first bar from `begin` on that must be played in full, or `end`, and move the stop of the only position on the way there as
     `decide_nb` would; `latest` is the last open before a time limit.
     """
+    params, limits, target, position = borrow_nb(params), borrow_nb(limits), borrow_nb(target), borrow_nb(position)
+    levels, bars, rows = borrow_nb(levels), borrow_nb(bars), borrow_nb(rows)
     floor, ceiling, fallen, risen = levels[FLOOR], levels[CEILING], levels[FALLEN], levels[RISEN]
     side, latest, is_asked, k = position[SIDE], min(latest, levels[NIGHT]), True, begin
     firsts, lows, highs = rows[base + FIRST], rows[base + LOWEST], rows[base + HIGHEST]
@@ -274,6 +290,9 @@ def pass_nb(
     parts: I8, equity: I8, lows: I8,
 ) -> None:
     "Pass bars at which nothing happens to the only position, and note what they do to its worth."
+    params, limits, state, account = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(account)
+    position, bars, rows, days, figures = borrow_nb(position), borrow_nb(bars), borrow_nb(rows), borrow_nb(days), borrow_nb(figures)
+    parts, equity, lows = borrow_nb(parts), borrow_nb(equity), borrow_nb(lows)
     volume, is_long = position[POSITION_VOLUME], position[SIDE] > 0
     base = 0 if is_long else N_ROWS
     firsts, lasts, worsts = rows[base + FIRST], rows[base + LAST], rows[base + (LOWEST if is_long else HIGHEST)]
@@ -316,6 +335,8 @@ def idle_nb(
     limits: F8, state: F8, account: I8, bars: I8, days: I8, begin: int, end: int, figures: F8, parts: I8, equity: I8, low: I8,
 ) -> None:
     "Pass bars without a position."
+    limits, state, account, bars, days = borrow_nb(limits), borrow_nb(state), borrow_nb(account), borrow_nb(bars), borrow_nb(days)
+    figures, parts, equity, low = borrow_nb(figures), borrow_nb(parts), borrow_nb(equity), borrow_nb(low)
     money = int(account[BALANCE] + account[CREDIT])
     for k in (begin, end - 1):
         watch_nb(limits, state, days[k], bars[k, BAR_TIME], money)
@@ -325,32 +346,6 @@ def idle_nb(
         low[begin:end], equity[begin:end] = money, money
 
 # %% ../../nbs/51_backtest.playback.ipynb #8ecc6e24
-@kernel
-def _differ_nb(last: I8, targets: I8, out: I8) -> int:
-    "Note the rows of `targets` whose bits differ from the row before, of the first from `last`; return their number."
-    count, before = 0, last
-    for k in range(targets.shape[0]):
-        row, differs = targets[k], 0
-        for c in range(row.shape[0]):
-            differs |= row[c] ^ before[c]
-        if differs != 0:
-            out[count] = k
-            count += 1
-        before = row
-    return count
-
-
-def changes(
-    last: F8,       # Shape (N_TARGET,): target before the first
-    targets: F8,    # Shape (n, N_TARGET): target after each bar
-    begin: int,     # Number of the first bar
-) -> tuple[I8, F8]: # `since`, whose first is `begin`, and `wanted`
-    "Return the targets that differ from the one before, and the bars they are decided at."
-    at = np.empty(len(targets), np.int64)
-    at = at[: _differ_nb(last.view(np.int64), np.ascontiguousarray(targets).view(np.int64), at)]
-    return np.concatenate([[begin], begin + 1 + at]), np.vstack([last[None], targets[at]])
-
-
 @kernel
 def run_nb(
     params: I8, limits: F8, state: F8, account: I8, positions: I8, deals: I8, rollovers: I8, bars: I8, rows: I8, days: I8, length: int,
@@ -568,19 +563,22 @@ class Market:
 
     def chunks(
         self,
-        size: int = _CHUNK,   # Bars of each
+        size: int = _CHUNK,       # Bars of each
+        room: I8 | None = None,   # Shape (1 + bars, 6), where the points of all of them shall stay (default: each chunk has its own)
     ) -> Iterator[Chunk]:
         "Cut the bars, oldest first."
         params = account_params(self.profile)
-        before, a = np.zeros(6, np.int64), 0
+        before, day, a = np.zeros(6, np.int64), 0, 0
         for bars in self._cut(size):
             block = bar_block(bars)
-            points, rows = np.empty((len(block) + 1, 6), np.int64), np.zeros((2 * N_ROWS, len(block) + 1), np.int64)
-            points[0] = before
-            quotes_nb(params, block, 10.0**self.profile.symbol.digits, points[1:], rows[:, 1:])
-            days = np.asarray(to_server(self.clock, points[:, BAR_TIME]) // _DAY)
+            n = len(block)
+            points = np.empty((n + 1, 6), np.int64) if room is None else room[a : a + n + 1]
+            rows, days = np.empty((2 * N_ROWS, n + 1), np.int64), np.empty(n + 1, np.int64)
+            points[0], rows[:, 0], days[0] = before, 0, day
+            quotes_nb(params, block, 10.0**self.profile.symbol.digits, points[1:], rows)
+            np.floor_divide(to_server(self.clock, points[1:, BAR_TIME].copy()), _DAY, out=days[1:])
             yield Chunk(a, block, points, rows, days)
-            before, a = points[-1], a + len(block)
+            before, day, a = points[-1], days[-1], a + n
 
 
 class BlockMarket(Market):

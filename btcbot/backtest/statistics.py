@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import BtcbotError
-from ..core.jit import F8
+from ..core.jit import F8, I8, kernel, read_only
 from ..engine.conditions import account_params, spread_nb, volume_steps
 from ..market.bars import time_ms
 from ..market.clock import server_clock, to_server
@@ -26,6 +26,7 @@ from ..market.profile import BrokerProfile
 
 # %% ../../nbs/50_backtest.statistics.ipynb #419f9de2
 DAYS_A_YEAR: Final = 365
+_DAY: Final = 86_400_000
 
 
 def daily_returns(
@@ -33,8 +34,12 @@ def daily_returns(
     start: float,       # Money before the first value
 ) -> pd.Series:         # Fraction a day
     "Return the simple returns of the last equity of each UTC day."
-    closes = equity.resample("1D").last().ffill()
-    return closes.div(closes.shift().fillna(start)).sub(1)
+    index = pd.DatetimeIndex(equity.index).as_unit("ms")
+    first, last = (int(time) // _DAY for time in index.asi8[[0, -1]])
+    ends = np.searchsorted(index.asi8, np.arange(first + 1, last + 2) * _DAY) - 1   # Of each day; where it has none, that of the day before
+    closes = equity.to_numpy(np.float64)[ends]
+    days = pd.date_range(index[0].normalize(), periods=len(ends), freq="D", name=index.name)
+    return pd.Series(closes / np.append(start, closes[:-1]) - 1, days, name=equity.name)
 
 # %% ../../nbs/50_backtest.statistics.ipynb #97df37b1
 def drawdown(
@@ -43,6 +48,16 @@ def drawdown(
 ) -> F8:            # Shape (n,): 0 at a new high, negative below it, as a fraction of the peak
     "Return the distance of the lowest equity of each bar from the highest close up to it."
     return np.minimum(low / np.maximum.accumulate(equity) - 1, 0.0)
+
+
+@kernel
+def _deepest_nb(equity: F8, low: F8) -> float:
+    "Return the least of `drawdown`."
+    peak, deepest = -np.inf, 0.0
+    for i in range(equity.shape[0]):
+        peak = max(peak, equity[i])
+        deepest = min(deepest, low[i] / peak - 1)
+    return deepest
 
 # %% ../../nbs/50_backtest.statistics.ipynb #5042a039
 def sharpe_ratio(
@@ -69,15 +84,22 @@ def omega_ratio(
     return float(returns[returns > 0].sum()) / losses if losses > 0 else math.nan
 
 
+@kernel
+def _longest_nb(times: I8, equity: F8, peak: float) -> int:
+    since, longest = times[0], 0
+    for i in range(equity.shape[0]):
+        if equity[i] >= peak:
+            longest, since, peak = max(longest, times[i] - since), times[i], equity[i]
+    return int(max(longest, times[-1] - since))
+
+
 def longest_drawdown(
     equity: pd.Series,   # At each bar's close, oldest first
     start: float,        # Money before the first value
 ) -> pd.Timedelta:       # From a peak to the next higher close, or to the end
     "Return the longest time that equity spent below a peak."
-    values = equity.to_numpy(np.float64)
-    peaks = np.flatnonzero(values >= np.maximum.accumulate(np.maximum(values, start)))
-    marks = np.unique(np.concatenate([[0], peaks, [len(values) - 1]]))
-    return pd.Timedelta(equity.index[marks].to_series().diff().max()) if len(marks) > 1 else pd.Timedelta(0)
+    times = read_only(pd.DatetimeIndex(equity.index).as_unit("ms").asi8)
+    return pd.Timedelta(_longest_nb(times, read_only(equity.to_numpy(np.float64)), float(start)), "ms")
 
 
 def probabilistic_sharpe_ratio(
@@ -139,7 +161,7 @@ def key_figures(
     skewness, kurtosis = (float((centred**k).mean() / deviation**k) for k in (3, 4)) if deviation > 0 else (0.0, 3.0)
     annual = sharpe_ratio(returns)
     wins, losses, won, lost = trades[trades > 0].sum(), -trades[trades < 0].sum(), (trades > 0).sum(), (trades < 0).sum()
-    cagr, deepest = growth ** (1 / years) - 1 if growth > 0 else -1.0, float(drawdown(equity.to_numpy(np.float64), low).min())
+    cagr, deepest = growth ** (1 / years) - 1 if growth > 0 else -1.0, _deepest_nb(read_only(equity.to_numpy(np.float64)), read_only(low))
     return {
         "net return": growth - 1,
         "gross return": growth - 1 - costs / deposit,

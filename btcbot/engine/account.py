@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from ..core.jit import I8, kernel
+from ..core.steps import borrow_nb
 from btcbot.engine.conditions import (
     COMMISSION_ENTRY,
     COMMISSION_EXIT,
@@ -131,6 +132,7 @@ def floating_nb(params: I8, account: I8, position: I8) -> int:
 @kernel
 def equity_nb(params: I8, account: I8, positions: I8) -> int:
     "Balance, credit and floating profit, in cents."
+    account, positions = borrow_nb(account), borrow_nb(positions)
     equity = int(account[BALANCE] + account[CREDIT])
     for k in range(account[N_POSITIONS]):
         equity += floating_nb(params, account, positions[k])
@@ -187,6 +189,7 @@ def _hedged_margin_nb(params: I8, account: I8, positions: I8) -> int:
 @kernel
 def used_margin_nb(params: I8, account: I8, positions: I8) -> int:
     "Margin in cents that the open positions and the pending orders hold."
+    params, account, positions = borrow_nb(params), borrow_nb(account), borrow_nb(positions)
     margin = int(account[PENDING_MARGIN])
     if params[HEDGED_KIND] != HEDGED_FULL:
         return margin + _hedged_margin_nb(params, account, positions)
@@ -207,6 +210,7 @@ def log_deal_nb(
     account: I8, deals: I8, order: int, side: int, entry: int, magic: int, position: int, reason: int, volume: int, price: int, quote: int,
     commission: int, swap: int, profit: int,
 ) -> None:
+    account, deals = borrow_nb(account), borrow_nb(deals)
     row = deals[account[N_DEALS]]
     row[DEAL], row[ORDER] = account[NEXT_DEAL], order
     row[DEAL_TIME], row[DEAL_SIDE], row[ENTRY], row[DEAL_MAGIC] = account[NOW], side, entry, magic
@@ -222,6 +226,7 @@ def log_deal_nb(
 
 @kernel
 def _remove_row_nb(account: I8, positions: I8, k: int) -> None:
+    account, positions = borrow_nb(account), borrow_nb(positions)
     for j in range(k, account[N_POSITIONS] - 1):
         for c in range(N_POSITION):
             positions[j, c] = positions[j + 1, c]
@@ -234,6 +239,7 @@ def close_row_nb(
     magic: int,
 ) -> None:
     "Close `volume` steps of the position in row `k` at `price`; its swap is realised in proportion."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     position = positions[k]
     side, whole = position[SIDE], position[POSITION_VOLUME]
     swap = position[SWAP] if volume == whole else round_div_nb(position[SWAP] * volume, whole)
@@ -283,6 +289,7 @@ def fill_nb(
     price: int, quote: int,
 ) -> int:
     "Open, add, reduce or reverse by a deal of `volume` steps at `price`; return DONE, or NO_MONEY without a change."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     equity = equity_nb(params, account, positions)
     k = find_position_nb(account, positions, order)
     if params[IS_NETTING] and account[N_POSITIONS] > 0:

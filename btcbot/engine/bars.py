@@ -10,6 +10,7 @@ __all__ = ['rollover_nb', 'stops_nb', 'is_below_nb', 'stop_out_nb', 'tick_nb', '
 
 # %% ../../nbs/12_engine.bars.ipynb #fc81a954
 from ..core.jit import I8, kernel
+from ..core.steps import borrow_nb
 from btcbot.engine.account import (
     ASK,
     BID,
@@ -84,6 +85,7 @@ def rollover_nb(params: I8, account: I8, positions: I8, rollovers: I8, time: int
 @kernel
 def stops_nb(params: I8, account: I8, positions: I8, deals: I8, is_real: bool) -> None:
     "Close each position whose stop loss or take profit the quote reached."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     k = 0
     while k < account[N_POSITIONS]:
         position = positions[k]
@@ -112,6 +114,7 @@ def is_below_nb(params: I8, equity: int, margin: int, level: int) -> bool:
 @kernel
 def stop_out_nb(params: I8, account: I8, positions: I8, deals: I8) -> None:
     "Close the worst position at a time until the account is above its stop-out; note a margin call."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     account[IS_MARGIN_CALL] = 0
     while account[N_POSITIONS] > 0:
         equity, margin = equity_nb(params, account, positions), used_margin_nb(params, account, positions)
@@ -135,6 +138,8 @@ def stop_out_nb(params: I8, account: I8, positions: I8, deals: I8) -> None:
 @kernel
 def tick_nb(params: I8, account: I8, positions: I8, deals: I8, rollovers: I8, time: int, bid: int, ask: int, is_real: bool) -> None:
     "Move an account without pending orders to a quote. `rollovers` has a row (time, days of swap) for each server midnight, oldest first."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
+    rollovers = borrow_nb(rollovers)
     set_quote_nb(params, account, time, bid, ask)
     rollover_nb(params, account, positions, rollovers, time)
     if account[N_POSITIONS] > 0:
@@ -163,6 +168,8 @@ def bar_quote_nb(params: I8, bar: I8, length: int, step: int, is_high_first: boo
 @kernel
 def bar_open_nb(params: I8, account: I8, positions: I8, deals: I8, rollovers: I8, bar: I8) -> None:
     "The first tick of `bar`, a row of point bars."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
+    rollovers, bar = borrow_nb(rollovers), borrow_nb(bar)
     spread = spread_nb(params, bar[1], bar[5])
     tick_nb(params, account, positions, deals, rollovers, bar[0], bar[1], bar[1] + spread, True)
 
@@ -170,6 +177,8 @@ def bar_open_nb(params: I8, account: I8, positions: I8, deals: I8, rollovers: I8
 @kernel
 def quiet_nb(params: I8, account: I8, positions: I8, rollovers: I8, bar: I8, length: int, step: int) -> tuple[bool, int]:
     "Play ticks `step` (0 or 1) to 3 of `bar` if nothing happens at them: True and the lowest equity, or False."
+    params, account, positions, rollovers = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(rollovers)
+    bar = borrow_nb(bar)
     next_night = account[ROLLOVERS_DONE]
     if next_night < rollovers.shape[0] and rollovers[next_night, 0] < bar[0] + length:
         return False, 0
@@ -198,6 +207,8 @@ def quiet_nb(params: I8, account: I8, positions: I8, rollovers: I8, bar: I8, len
 @kernel
 def bar_rest_nb(params: I8, account: I8, positions: I8, deals: I8, rollovers: I8, bar: I8, length: int) -> int:
     "The other three ticks of a bar of `length` ms; return the lowest equity seen at them, in cents."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
+    rollovers, bar = borrow_nb(rollovers), borrow_nb(bar)
     is_quiet, lowest = quiet_nb(params, account, positions, rollovers, bar, length, 1)
     if is_quiet:
         return lowest

@@ -10,6 +10,7 @@ __all__ = ['stops_fit_nb', 'direction_volume_nb', 'is_hedge_refused_nb', 'entry_
 
 # %% ../../nbs/11_engine.deals.ipynb #76bdf5e7
 from ..core.jit import I8, kernel
+from ..core.steps import borrow_nb
 from btcbot.engine.account import (
     ASK,
     BALANCE,
@@ -101,6 +102,7 @@ def is_hedge_refused_nb(params: I8, account: I8, positions: I8, side: int) -> bo
 @kernel
 def entry_code_nb(params: I8, account: I8, positions: I8, side: int, volume: int, sl: int, tp: int) -> int:
     "DONE if a market deal may be tried, else the return code; money and liquidity are tested by the fill."
+    params, account, positions = borrow_nb(params), borrow_nb(account), borrow_nb(positions)
     if volume < params[VOLUME_MIN] or volume > params[VOLUME_MAX]:
         return INVALID_VOLUME
     if not stops_fit_nb(params, side, account[BID] if side > 0 else account[ASK], sl, tp):
@@ -130,6 +132,7 @@ def exit_code_nb(params: I8, account: I8, positions: I8, k: int, volume: int) ->
 @kernel
 def enter_nb(params: I8, account: I8, positions: I8, deals: I8, side: int, volume: int, sl: int, tp: int, magic: int, reason: int) -> int:
     "Make a market deal under a new ticket; return the return code."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     quote = account[ASK] if side > 0 else account[BID]
     price = slipped_nb(params, side, quote)
     code = fill_nb(params, account, positions, deals, account[NEXT_ORDER], side, volume, sl, tp, magic, reason, price, quote)
@@ -142,6 +145,7 @@ def enter_nb(params: I8, account: I8, positions: I8, deals: I8, side: int, volum
 @kernel
 def leave_nb(params: I8, account: I8, positions: I8, deals: I8, k: int, volume: int, magic: int, reason: int) -> None:
     "Close `volume` steps of the position in row `k` at the market under a new ticket."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     side = -positions[k, SIDE]
     quote = account[ASK] if side > 0 else account[BID]
     consume_nb(account, side, volume)
@@ -154,6 +158,7 @@ def leave_nb(params: I8, account: I8, positions: I8, deals: I8, k: int, volume: 
 @kernel
 def open_nb(params: I8, account: I8, positions: I8, deals: I8, side: int, volume: int, sl: int, tp: int, magic: int) -> int:
     "Deal at the market; return the return code. The order's ticket (a new position's too) is `NEXT_ORDER` before the call."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     code = entry_code_nb(params, account, positions, side, volume, sl, tp)
     if code != DONE:
         return code
@@ -165,6 +170,7 @@ def open_nb(params: I8, account: I8, positions: I8, deals: I8, side: int, volume
 @kernel
 def close_nb(params: I8, account: I8, positions: I8, deals: I8, ticket: int, volume: int, magic: int) -> int:
     "Close `volume` steps of position `ticket` at the market; return the return code."
+    params, account, positions, deals = borrow_nb(params), borrow_nb(account), borrow_nb(positions), borrow_nb(deals)
     k = find_position_nb(account, positions, ticket)
     code = exit_code_nb(params, account, positions, k, volume)
     if code == DONE and volume > liquidity_nb(account, -positions[k, SIDE]):
@@ -177,6 +183,7 @@ def close_nb(params: I8, account: I8, positions: I8, deals: I8, ticket: int, vol
 @kernel
 def modify_nb(params: I8, account: I8, positions: I8, ticket: int, sl: int, tp: int) -> int:
     "Replace both stops of position `ticket` (0 removes one); return the return code."
+    params, account, positions = borrow_nb(params), borrow_nb(account), borrow_nb(positions)
     k = find_position_nb(account, positions, ticket)
     if k < 0:
         return NO_POSITION

@@ -24,6 +24,7 @@ import numpy as np
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
+from ..core.steps import borrow_nb
 from .account import MAGIC, N_POSITION, POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET, TIME_OPEN
 from .account import SL as POSITION_SL
 from .account import TP as POSITION_TP
@@ -166,6 +167,7 @@ def _tighter_nb(side: int, old: int, new: int) -> bool:
 @kernel
 def trailed_nb(params: I8, limits: F8, target: F8, position: I8, bar: I8, protect: int) -> int:
     "The stop of a position protected against `protect`, moved after `bar` or as it was; -1 where the price is already beyond it."
+    params, limits, target, position, bar = borrow_nb(params), borrow_nb(limits), borrow_nb(target), borrow_nb(position), borrow_nb(bar)
     side, sl = position[SIDE], position[POSITION_SL]
     followed = _followed_nb(params, limits, target, position, bar)
     if not _tighter_nb(side, sl, followed):
@@ -188,6 +190,7 @@ def _is_day_lost_nb(limits: F8, state: F8, equity: int) -> bool:
 @kernel
 def _refusal_nb(params: I8, limits: F8, state: F8, bar: I8, length: int, now: int, bid: int, ask: int, equity: int) -> int:
     "Column of the first limit that refuses an entry, or -1."
+    params, limits, state, bar = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(bar)
     if now - bar[BAR_TIME] - length > limits[LIMIT_AGE_MS]:
         return REFUSED_AGE
     if (ask - bid) * 10_000 > limits[LIMIT_SPREAD_BPS] * bid:
@@ -226,6 +229,8 @@ def decide_nb(
     equity: int, used_margin: int, position: I8, out: I8,
 ) -> int:
     "Turn a target into at most 3 rows of `out` for one position that isn't scaled; return their number. No position has ticket 0."
+    params, limits, state, target, bar = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(target), borrow_nb(bar)
+    position, out = borrow_nb(position), borrow_nb(out)
     watch_nb(limits, state, day, now, equity)
     is_new = not is_waiting_nb(state, target)
     if is_new:

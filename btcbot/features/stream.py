@@ -89,14 +89,20 @@ class _Group:
         first = {int(row): j for row, j in reversed(list(zip(self.rows, at, strict=True)))}
         self.direct = np.array([first.get(len(COLUMNS) + row, -1) for row in range(self.program.n_rows)], np.int64)
         self.copies = [(j, first[int(row)]) for row, j in zip(self.rows, at, strict=True) if row >= len(COLUMNS) and first[int(row)] != j]
+        self.hidden = np.flatnonzero(self.direct < 0)
         self.plain = [(j, int(row)) for row, j in zip(self.rows, at, strict=True) if row < len(COLUMNS)]
 
     def write(self, block: F8, out: F8, step: int) -> None:
         "Compute the columns beside the bars themselves."
-        hidden = np.flatnonzero(self.direct < 0)
-        space, rows = np.empty((len(hidden), len(block))), _table(out)[self.direct]
-        rows[hidden] = _table(space)
-        self.program.run(_table(block.T), rows, len(block), step)
+        space, rows, bars = np.empty((len(self.hidden), min(_PIECE, len(block)))), _table(out)[self.direct], _table(block.T)
+        rows[self.hidden] = _table(space)
+        moves = 8 * rows[:, 1]
+        moves[self.hidden] = 0
+        for start in range(0, len(block), _PIECE):
+            count = min(_PIECE, len(block) - start)
+            self.program.run(bars, rows, count, step)
+            bars[:, 0] += 8 * count * bars[:, 1]
+            rows[:, 0] += count * moves
         for j, row in self.plain:
             out[j] = block[:, row]
         for j, source in self.copies:
@@ -161,18 +167,18 @@ class FeatureStream:
         if block.ndim != 2 or block.shape[1] != len(COLUMNS):
             raise BtcbotError(f"A block of bars has the columns {', '.join(COLUMNS)}; got the shape {block.shape}.")
         out = np.empty((len(self.names), len(block)))
-        for start in range(0, len(block), _PIECE):
+        if own := self._groups.get(("", False)):
+            own.write(block, out, step)
+        for start in range(0, len(block) if self._resamplers else 0, _PIECE):
             self._write(block[start : start + _PIECE], out[:, start : start + _PIECE], step)
         return out.T
 
     def _write(self, block: F8, out: F8, step: int) -> None:
         long = {name: sampler.update(block, with_partial=(name, True) in self._groups) for name, sampler in self._resamplers.items()}
         for (name, is_partial), group in self._groups.items():
-            if not name:
-                group.write(block, out, step)
-            elif is_partial:
+            if is_partial:
                 group.write_partial(*long[name][:2], long[name][2], out)
-            else:
+            elif name:
                 group.spread(*long[name][:2], out, step)
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import BtcbotError
-from ..core.jit import F8, I8
+from ..core.jit import F8, I8, kernel, read_only
 
 # %% ../../nbs/06_market.bars.ipynb #bad0cedc
 BAR_COLUMNS: Final = ("open", "high", "low", "close", "tick_volume", "spread", "real_volume")
@@ -108,23 +108,28 @@ def known_volume(
     return np.where(ticks == 0, real, ticks)
 
 # %% ../../nbs/06_market.bars.ipynb #a50d22d8
-_PIECE: Final = 4096  # rows at a time: they stay in the cache while column after column is written
+@kernel
+def _lay_nb(block: F8, times: I8, opens: F8, highs: F8, lows: F8, closes: F8, ticks: I8, spreads: I8, real: I8) -> None:
+    "Lay columns side by side."
+    for i in range(block.shape[0]):
+        row = block[i]
+        row[TIME], row[OPEN], row[HIGH], row[LOW], row[CLOSE], row[SPREAD] = times[i], opens[i], highs[i], lows[i], closes[i], spreads[i]
+        row[VOLUME] = real[i] if ticks[i] == 0 else ticks[i]
 
 
 def bar_block(
     bars: pd.DataFrame,  # Bars in the library's schema
 ) -> F8:                 # Shape (n, 7): time in ms, open, high, low, close, known volume, spread in points
     "Return what features and strategies read."
-    columns, block = [time_ms(bars.index), *(bars[name].to_numpy() for name in BAR_COLUMNS)], np.empty((len(bars), 7))
-    for first in range(0, len(block), _PIECE):
-        rows = slice(first, first + _PIECE)
-        for k in range(7):
-            block[rows, k] = columns[k][rows]
-        block[rows, VOLUME] = known_volume(block[rows, VOLUME], columns[7][rows])
+    block, columns = np.empty((len(bars), 7)), (time_ms(bars.index), *(bars[name].to_numpy() for name in BAR_COLUMNS))
+    _lay_nb(block, *(read_only(np.ascontiguousarray(column)) for column in columns))
     return block
 
 # %% ../../nbs/06_market.bars.ipynb #b6dfc1d0
 BAR_TIME, BAR_OPEN, BAR_HIGH, BAR_LOW, BAR_CLOSE, BAR_SPREAD = range(6)  # columns of point bars
+
+
+_PIECE: Final = 4096  # rows at a time: they stay in the cache while column after column is written
 
 
 def point_bars(

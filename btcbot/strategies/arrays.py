@@ -172,6 +172,15 @@ class ArrayStream:
             self.last = targets[-1].copy()
         return np.repeat(targets, np.diff(since, append=len(block)), axis=0)
 
+    def changes(
+        self,
+        block: F8,         # Shape (n, 7): the bars that follow those seen before
+    ) -> tuple[I8, F8]:    # As `SignalStream.changes`
+        "Return the target in force before and those that follow it."
+        before, (since, targets) = self.last, self.strategy.on(block[:, TIME].astype(np.int64))
+        self.last = targets[-1].copy() if len(targets) else before
+        return np.append(1, since + 2), np.vstack([before[None], targets])
+
 # %% ../../nbs/49_strategies.arrays.ipynb #119b6434
 @kernel
 def _changes_nb(long_in: NDArray[np.bool_], long_out: NDArray[np.bool_], short_in: NDArray[np.bool_], short_out: NDArray[np.bool_],

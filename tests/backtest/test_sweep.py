@@ -16,6 +16,9 @@ from btcbot.backtest.rules import Above, Below, Both, Crosses, Either, Parameter
 from btcbot.backtest.simple import SIMPLE_METRICS, SimpleAccount, SimpleRules, SimpleTier
 from btcbot.backtest.statistics import key_figures
 from btcbot.backtest.sweep import sweep
+from btcbot.core.errors import BtcbotError
+from btcbot.core.jit import F8, I8, kernel
+from btcbot.engine.risk import BREAK_EVEN, TARGET_ID, TARGET_SIDE
 from btcbot.features.engineering import FeatureEngineering
 from btcbot.market.bars import bar_block, time_index, time_ms
 from btcbot.strategies.arrays import TargetArrays
@@ -279,3 +282,31 @@ def test_a_short_that_loses_everything_ends() -> None:
     table = sweep(RuleStrategy(Below("close", 20.0), side="short"), {}, bars, account=SimpleAccount(0.0)).table
     assert table["trades"].tolist() == [1.0]
     assert table["net return"].tolist() == [-2.0]
+
+
+@kernel
+def parity_nb(params: F8, state_f: F8, state_i: I8, block: F8, out: F8) -> None:
+    """Ask each hour for the other side; the first target has a break-even, and where that wants no position, so have the last ones."""
+    for i in range(block.shape[0]):
+        k = state_i[0] // 60
+        out[i, TARGET_ID], out[i, TARGET_SIDE] = k, params[0] if k == 0 else 1 - 2 * (k % 2) if k < 4 else 0.0
+        if k == 0 or (k >= 4 and params[0] == 0):
+            out[i, BREAK_EVEN] = 1.0
+        state_i[0] += 1
+
+
+@pytest.mark.parametrize("side", [1.0, 0.0])
+def test_one_target_that_the_account_does_not_know_is_enough(side: float) -> None:
+    """It is refused whatever follows it; where no position is wanted, there is nothing to know."""
+
+    def make(side: float) -> Strategy:
+        return Strategy("parity", parity_nb, {"side": side}, 0, 1, 0)
+
+    def run() -> float:
+        return float(sweep(make, {"side": [side]}, market(4, 400, 1, 1.0), account=SimpleAccount(0.0)).table["trades"].iloc[0])
+
+    if side == 0:
+        assert run() > 0
+    else:
+        with pytest.raises(BtcbotError, match="a break-even"):
+            run()
