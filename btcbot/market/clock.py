@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/market.clock.html.md"""
 
 # %% auto #0
 __all__ = ['format_utc', 'utc_ms', 'ServerClock', 'server_clock', 'clock_changes', 'offset_ms', 'to_server', 'readings', 'to_utc',
-           'midnights', 'midnight_weekdays']
+           'to_utc_in_order', 'midnights', 'midnight_weekdays']
 
 # %% ../../nbs/05_market.clock.ipynb #9da12d15
 import difflib
@@ -288,6 +288,18 @@ def _refuse(clock: ServerClock, server: I8, which: NDArray[np.bool_], problem: s
         raise BtcbotError(f"Server time {format_utc(first)[:-1]} ({first} ms){more} {problem.format(rule=clock.rule)}")
 
 # %% ../../nbs/05_market.clock.ipynb #2c5f066e
+def _moments(clock: ServerClock, server_ms: Times) -> tuple[I8, I8]:
+    "The first and the last moment at which the clock showed each time."
+    server = _checked(server_ms, margin=_DAY)
+    if clock.zone == "UTC":
+        return (moment := np.asarray(server - clock.shift_ms)), moment
+    first, second = readings(clock, server)
+    if clock.segments:
+        _refuse_unresolved(clock, first, second)
+    _refuse(clock, server, first > second, "never came on the clock {rule}: the times are from another clock, or the rule is wrong.")
+    return first, second
+
+
 def to_utc(
     clock: ServerClock,
     server_ms: Times,                                             # Milliseconds of the server's wall clock
@@ -296,16 +308,27 @@ def to_utc(
     "Return the moments at which the server's wall clock showed `server_ms`."
     if ambiguous not in ("raise", "earliest", "latest"):
         raise BtcbotError(f"ambiguous={ambiguous!r} is unknown: use 'raise', 'earliest' or 'latest'.")
-    server = _checked(server_ms, margin=_DAY)
-    if clock.zone == "UTC":
-        return _like(np.asarray(server - clock.shift_ms), server_ms)
-    first, second = readings(clock, server)
-    if clock.segments:
-        _refuse_unresolved(clock, first, second)
-    _refuse(clock, server, first > second, "never came on the clock {rule}: the times are from another clock, or the rule is wrong.")
+    first, second = _moments(clock, server_ms)
     if ambiguous == "raise":
+        server = _checked(server_ms, margin=_DAY)
         _refuse(clock, server, first < second, "came twice on the clock {rule}: pass ambiguous='earliest' or 'latest'.")
     return _like(second if ambiguous == "latest" else first, server_ms)
+
+
+def to_utc_in_order(
+    clock: ServerClock,
+    server_ms: I8,       # Shape (n,): milliseconds of the server's wall clock, as they came one after another
+    after: int,          # Moment before which none of them was, UTC
+) -> I8:                 # Shape (n,), UTC
+    "Return the moments of times that came in this order: of one that came twice, the first that isn't before the one before it."
+    first, second = _moments(clock, server_ms)
+    if (first == second).all():
+        return np.array(first)
+    found = np.array(first)
+    for k in range(len(found)):
+        found[k] = first[k] if first[k] >= after else second[k]
+        after = max(after, int(found[k]))
+    return found
 
 # %% ../../nbs/05_market.clock.ipynb #4b3f628d
 def midnights(

@@ -195,7 +195,7 @@ class Deployment:
         tick = self.terminal.symbol_info_tick(self.key["symbol"])
         if tick is None:
             raise BtcbotError(f"The terminal has no quote of {self.key['symbol']}: {self.terminal.last_error()[1]}.")
-        until = int(to_utc(self.clock, tick.time_msc)) // self.length * self.length
+        until = int(to_utc(self.clock, tick.time_msc, "earliest")) // self.length * self.length
         start = until - max(10 * self.strategy.warm_up, 10_000) * self.length
         self.ingestor.backfill(self.key["symbol"], self.timeframe, start, until)
         bars = self.store.read(**self.key, start=start, end=until)

@@ -26,7 +26,7 @@ from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
 from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_positions
 from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, time_ms, timeframe_ms
-from ..market.clock import ServerClock, format_utc, to_server, to_utc
+from ..market.clock import ServerClock, format_utc, to_server, to_utc, to_utc_in_order
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
 from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick, TradeDeal, TradePosition
@@ -52,10 +52,11 @@ def rates_block(
     rates: Rows,         # From `copy_rates_*`, server time
     clock: ServerClock,  # The server's clock
     digits: int,         # Decimals of the symbol's prices
+    after: int = 0,      # None of them is older, ms UTC; tells which hour it is where the clock went back
 ) -> F8:                 # Shape (n, 7), UTC
     "Turn a terminal's bars into what strategies read."
     block = np.empty((len(rates), 7))
-    block[:, 0] = to_utc(clock, rates["time"].astype(np.int64) * 1000)
+    block[:, 0] = to_utc_in_order(clock, rates["time"].astype(np.int64) * 1000, after)
     for k, name in enumerate(BAR_COLUMNS[:6], start=1):
         block[:, k] = np.round(rates[name], digits) if k <= 4 else rates[name]
     block[:, VOLUME] = known_volume(block[:, VOLUME], rates["real_volume"].astype(np.float64))
@@ -77,7 +78,7 @@ def deals_frame(
         if d.type in (C.DEAL_TYPE_BUY, C.DEAL_TYPE_SELL)
     ]
     frame = pd.DataFrame(rows, columns=[*DEAL_COLUMNS[:10], "order"])
-    moments = to_utc(clock, frame["time"].to_numpy(np.int64)) if len(frame) else np.zeros(0, np.int64)
+    moments = to_utc_in_order(clock, frame["time"].to_numpy(np.int64), 0) if len(frame) else np.zeros(0, np.int64)
     frame["time"] = pd.DatetimeIndex(moments.view("M8[ms]"), tz="UTC")
     return frame
 
@@ -137,6 +138,7 @@ class Trader:
         self.length = timeframe_ms(timeframe)
         self.decisions, self.mode, self._strategy, self._limits = decisions, mode, strategy, limits or RiskLimits()
         self._warm_from, self._seen = 0, np.zeros(0)      # First bar of the history, last bar received
+        self._now, self._opens = 0, dict[int, int]()      # The terminal's time, and when positions were opened, UTC
         self._explained = 1                               # Server's time in seconds, up to which deals explain the account's money
         self.stream = SignalStream(strategy)
         self.risk = RiskManager(profile, limits, self.length)
@@ -190,7 +192,8 @@ class Trader:
         rates, tick, account, positions = (
             cast(Rows, answers[0]), cast(Tick, answers[1]), cast(AccountInfo, answers[2]), cast(tuple[TradePosition, ...], answers[3]),
         )
-        metrics, block = self.metrics, self._closed(rates, now := self._utc(tick.time_msc))
+        metrics, block = self.metrics, self._closed(rates, now := self._utc(tick.time_msc, self._now))
+        self._now = now
         metrics.stages["ingest"].observe((signalled := time.perf_counter()) - began)
         if len(block):
             self.stream.update(block)
@@ -350,19 +353,23 @@ class Trader:
 
     def _closed(self, rates: Rows, now: int) -> F8:
         rates, digits = rates[:-1], self.profile.symbol.digits
-        block = rates_block(rates, self.clock, digits)
+        block = rates_block(rates, self.clock, digits, self._last_time - 2 * self.length)
         again = block[block[:, 0] == self._last_time]
         if self.decisions is not None and len(self._seen) and len(again) and (again[0] != self._seen).any():
             self.decisions.changed(again[0], now)
             self._seen = again[0]
         if 0 <= self._last_time < block[:1, 0]:  # bars were missed: fetch them
             server = to_server(self.clock, np.array([self._last_time, int(block[-1, 0])])) // 1000
+            if server[0] >= server[1]:  # the clock went back in between: an hour more on both sides
+                server = np.array([server[1] - 3600, server[0] + 3600])
             found = self.terminal.copy_rates_range(self.profile.symbol.name, TIMEFRAMES[self.timeframe], int(server[0]), int(server[1]))
             self.record.requests += 1
             if found is None:
                 code, text = self.terminal.last_error()
                 raise TerminalUnreachable(f"The terminal gave no bars after {format_utc(self._last_time)} ({code}: {text}).")
-            rates, block = found, rates_block(found, self.clock, digits)
+            newest, early = block[-1, 0], to_utc(self.clock, int(server[0]) * 1000, "earliest")
+            block = rates_block(found, self.clock, digits, early)
+            rates, block = found[block[:, 0] <= newest], block[block[:, 0] <= newest]
             self.metrics.data_gaps.inc()
         is_fresh = block[:, 0] > self._last_time
         block = block[is_fresh]
@@ -372,8 +379,15 @@ class Trader:
                 self.on_bars(rates[is_fresh])
         return block
 
-    def _utc(self, server_ms: int) -> int:
-        return to_utc(self.clock, int(server_ms))
+    def _utc(self, server_ms: int, after: int) -> int:
+        return int(to_utc_in_order(self.clock, np.array([server_ms], np.int64), after)[0])
+
+    def _opened(self, position: TradePosition) -> int:
+        "When a position was opened, UTC: as it was understood when it was first seen."
+        if position.ticket not in self._opens:
+            latest = to_utc(self.clock, int(position.time_msc), "latest")
+            self._opens[position.ticket] = latest if latest <= self._now else to_utc(self.clock, int(position.time_msc), "earliest")
+        return self._opens[position.ticket]
 
     def _points(self, price: float) -> int:
         return round(price * self._unit)
@@ -382,11 +396,12 @@ class Trader:
         "This strategy's positions as the engine has them, the oldest first."
         own = sorted((p for p in positions if self.is_own(p)), key=lambda p: (p.time_msc, p.ticket))
         rows, step = no_positions(len(own)), self.profile.symbol.volume_step
+        self._opens = {p.ticket: self._opened(p) for p in own}
         for row, p in zip(rows, own, strict=True):
             row[[engine.TICKET, engine.SIDE]] = p.ticket, 1 if p.type == C.POSITION_TYPE_BUY else -1
             row[[engine.POSITION_VOLUME, engine.PRICE_OPEN]] = round(p.volume / step), self._points(p.price_open)
             row[[engine.SL, engine.TP]] = self._points(p.sl), self._points(p.tp)
-            row[[engine.TIME_OPEN, engine.SWAP]] = self._utc(p.time_msc), round(p.swap * 100)
+            row[[engine.TIME_OPEN, engine.SWAP]] = self._opened(p), round(p.swap * 100)
         return rows
 
     def run(
