@@ -101,8 +101,10 @@ def latency(folder: Path) -> None:
     assert len(sent) >= ORDERS, len(sent)
     (median, high), peer = np.percentile(sent, [50, 99]), float(np.median(bare))
     whole = np.percentile(trader.record.decided_ms, [50, 99])
-    print(f"bar closed to order on the wire, {len(FEATURES)} features, {len(sent)} decisions: median {median:.2f} ms (limit 5), "
-          f"99th percentile {high:.2f} ms (limit 20), {median / peer:.2f} x a bare request to the same server ({peer:.2f} ms)")  # fmt: skip
+    print(
+        f"bar closed to order on the wire, {len(FEATURES)} features, {len(sent)} decisions: median {median:.2f} ms (limit 5), "
+        f"99th percentile {high:.2f} ms (limit 20), {median / peer:.2f} x a bare request to the same server ({peer:.2f} ms)"
+    )
     print(f"until the last order of the bar was answered: median {whole[0]:.1f} ms, 99th percentile {whole[1]:.1f} ms")
 
 
@@ -137,8 +139,10 @@ def soak(folder: Path, hours: int) -> None:
             time.sleep(0.05)
     warm = max(1, hours // 6)
     slope = float(np.polyfit(np.arange(warm, len(held)), held[warm:], 1)[0]) if len(held) > warm + 1 else float("nan")
-    print(f"{hours} simulated hours at {SPEED:g} x, {trader.record.bars} bars, {sum(trader.record.orders.values())} orders: "
-          f"memory {held[warm]:.1f} MB after {warm} h, {held[-1]:.1f} MB at the end, {slope:+.3f} MB an hour (limit 1)")  # fmt: skip
+    print(
+        f"{hours} simulated hours at {SPEED:g} x, {trader.record.bars} bars, {sum(trader.record.orders.values())} orders: "
+        f"memory {held[warm]:.1f} MB after {warm} h, {held[-1]:.1f} MB at the end, {slope:+.3f} MB an hour (limit 1)"
+    )
 
 
 def main() -> None:
