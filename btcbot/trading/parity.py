@@ -271,6 +271,7 @@ class Causes:
         records: Records,
     ):
         self.records, self.earlier = records, list[tuple[int, Cause]]()
+        self._opened = dict[int, int]()                     # When positions of the live side were, ms UTC
         self._of_position = dict[tuple[bool, int], _Found]()   # Of the live side or the other, by what made their entries differ
 
     def of_signal(
@@ -297,7 +298,9 @@ class Causes:
         live: Filled | None,
         replayed: Filled | None,
     ) -> _Found | None:      # None where they are the same
-        "Return the cause of a difference of deals."
+        "Return the cause of a difference of deals; they are asked about in the order of time."
+        if live is not None and live.entry == "in":
+            self._opened.setdefault(live.position, live.time)
         found = self._of_pair(live, replayed) if live and replayed else self._of_one(live, replayed)
         if found is not None:
             fill = live or replayed
@@ -391,7 +394,8 @@ class Causes:
         k = records.number_of(live.time)
         low, high = records.block[k, LOW], records.block[k, HIGH]
         slack = live.price * 1e-3
-        undecided = [time for time, is_decided in records.is_decided.items() if not is_decided and time < live.time]
+        life = range(self._opened.get(live.position, live.time), live.time)
+        undecided = [time for time, is_decided in records.is_decided.items() if not is_decided and time + records.length in life]
         if undecided:
             return "late data", f"the stop was not moved after the bar {format_utc(undecided[-1])}, which wasn't decided on"
         if live.side == "buy" and (high if live.reason == "sl" else low) < live.price - slack:
