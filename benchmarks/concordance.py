@@ -193,7 +193,9 @@ def with_ours(bars: Any, decisions: Decisions, profile: Any, lots: float = 1.0) 
     """Return the backtester's result."""
     from btcbot.backtest.backtester import Backtester
     from btcbot.core.jit import kernel
-    from btcbot.engine.risk import SIZE, SIZE_LOTS, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, RiskLimits
+    from btcbot.engine.limits import RiskLimits
+    from btcbot.engine.lots import SIZE_LOTS
+    from btcbot.engine.risk import SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE
     from btcbot.market.bars import TIME, time_ms
     from btcbot.strategies.base import Strategy
 

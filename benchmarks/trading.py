@@ -18,7 +18,8 @@ import requests
 
 from btcbot.core.jit import F8, I8, kernel
 from btcbot.data.certificates import CertificateFile
-from btcbot.engine.risk import SIZE, SIZE_RULE, STOP, TARGET_ID, TARGET_SIDE, RiskLimits
+from btcbot.engine.limits import RiskLimits
+from btcbot.engine.risk import SIZE, SIZE_RULE, STOP, TARGET_ID, TARGET_SIDE
 from btcbot.features.causality import certify
 from btcbot.market.bars import CLOSE, TIME, time_ms
 from btcbot.market.clock import utc_ms

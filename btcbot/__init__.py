@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from btcbot.data.ingest import DataIngestor as DataIngestor
     from btcbot.data.store import Store as Store
     from btcbot.data.timescale import TimescaleStore as TimescaleStore
-    from btcbot.engine.risk import RiskLimits as RiskLimits
+    from btcbot.engine.limits import RiskLimits as RiskLimits
     from btcbot.engine.risk import RiskManager as RiskManager
     from btcbot.features.engineering import FeatureEngineering as FeatureEngineering
     from btcbot.strategies.base import Strategy as Strategy
@@ -53,7 +53,7 @@ _HOMES = {
     "EmbeddedStore": "btcbot.data.embedded",
     "FeatureEngineering": "btcbot.features.engineering",
     "OrderExecution": "btcbot.trading.execution",
-    "RiskLimits": "btcbot.engine.risk",
+    "RiskLimits": "btcbot.engine.limits",
     "RiskManager": "btcbot.engine.risk",
     "Store": "btcbot.data.store",
     "Strategy": "btcbot.strategies.base",

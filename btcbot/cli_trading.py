@@ -19,6 +19,7 @@ from .cli_terminal import TerminalOption, chosen_terminal, with_running_clock
 from .core.errors import BtcbotError
 
 if TYPE_CHECKING:
+    from btcbot.engine.limits import RiskLimits
     from btcbot.market.profile import BrokerProfile
     from btcbot.strategies.base import Strategy
     from btcbot.terminal.journal import OrderJournal
@@ -46,6 +47,17 @@ def _profile(
     return profile_from(found)
 
 
+def _limits(given: list[str]) -> "RiskLimits":
+    import yaml
+
+    from btcbot.engine.limits import limits_from
+
+    try:
+        return limits_from({name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in given)})
+    except yaml.YAMLError:
+        raise BtcbotError(f"--limit {' '.join(given)} can't be read: write it like max_lots=0.5 or trading_hours=[8,20].") from None
+
+
 def live(
     strategy: Annotated[str, typer.Argument(help="Name of the strategy.")],
     profile: Annotated[str, typer.Option(help="Of the broker: a shipped one's name, or a file that btcbot terminal probe wrote.")],
@@ -54,9 +66,7 @@ def live(
     timeframe: Annotated[str, typer.Option(help="Of the bars.")] = "M1",
     parameter: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as fast=30.", show_default=False)] = None,
     name: NameOption = "",
-    max_lots: Annotated[float, typer.Option(help="Largest position, in lots.")] = 10.0,
-    max_drawdown: Annotated[float, typer.Option(help="Share of the peak equity; past it entries stop until btcbot lift.")] = 0.25,
-    max_daily_loss: Annotated[float, typer.Option(help="Share of the day's first equity; past it entries stop until the next day.")] = 0.05,
+    limit: Annotated[list[str] | None, typer.Option(help="A limit: max_lots=0.5 or trading_hours=[8,20].", show_default=False)] = None,
     foreign: Annotated[Foreign, typer.Option(help="About positions of others: ignore, alarm or adopt.")] = "alarm",
     minutes: Annotated[float, typer.Option(help="End after so many minutes (default: when it is told to).", show_default=False)] = 0,
     real_money: Annotated[bool, typer.Option("--real-money", help="Needed by the mode live.")] = False,
@@ -69,14 +79,13 @@ def live(
     import time
 
     from btcbot.data.connect import open_store
-    from btcbot.engine.risk import RiskLimits
     from btcbot.strategies.rules import make_strategy
     from btcbot.terminal.connect import connect
     from btcbot.trading.deployment import Deployment, check_mode, deployment_folder, require_backtest
 
     broker, chosen = _profile(profile), make_strategy(strategy, timeframe, **parameters(parameter or []))
     folder = deployment_folder(settings.home, name or f"{strategy}-{broker.symbol.name}-{timeframe}".lower())
-    limits = RiskLimits(max_lots=max_lots, max_drawdown=max_drawdown, max_daily_loss=max_daily_loss)
+    limits = _limits(limit or [])
     opened = connect(url, settings.server_token)
     if not opened.initialize():
         raise BtcbotError(f"{url.partition('?')[0]} doesn't start: {opened.last_error()[1]}.")

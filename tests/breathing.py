@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 from btcbot.core.jit import F8, I8, kernel
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    SCALED,
-    SIZE,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-)
+from btcbot.engine.lots import SCALED, SIZE_RISK
+from btcbot.engine.risk import BREAK_EVEN, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from btcbot.market.bars import CLOSE, TIME
 from btcbot.strategies.base import Strategy
 

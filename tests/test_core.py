@@ -16,7 +16,7 @@ import pytest
 
 import btcbot
 from btcbot.core.config import load_settings
-from btcbot.core.metrics import RISK_RULES
+from btcbot.core.metrics import RISK_LIMITS, RISK_RULES
 from btcbot.core.process import Child
 
 HEAVY = {"numpy", "numba", "pandas", "pyarrow", "duckdb", "sklearn", "matplotlib", "tensorflow", "pydantic", "requests"}
@@ -70,9 +70,15 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_metrics_know_every_rule_of_the_risk_manager() -> None:
-    from btcbot.engine.risk import REFUSALS
+    import numpy as np
 
-    assert RISK_RULES == REFUSALS
+    from btcbot.engine.limits import REFUSALS, moment
+    from btcbot.engine.risk import RiskManager
+    from btcbot.market.profile import broker_profile
+
+    bar = np.array([0, 1, 1, 1, 1, 0])
+    used = RiskManager(broker_profile("crypto-24x7")).used(moment(60_000, 1, 1, 0, 100), bar=bar)
+    assert (REFUSALS, tuple(used)) == (RISK_RULES, RISK_LIMITS)
 
 
 def test_settings_and_kernels_agree_on_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

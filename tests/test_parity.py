@@ -20,7 +20,7 @@ from breathing import breathing
 from btcbot.backtest.backtester import Backtester
 from btcbot.data.certificates import CertificateFile
 from btcbot.data.files import longest_span, read_bars
-from btcbot.engine.risk import RiskLimits
+from btcbot.engine.limits import RiskLimits
 from btcbot.features.causality import certify
 from btcbot.market.bars import time_ms, timeframe_ms
 from btcbot.market.clock import to_server, utc_ms

@@ -43,20 +43,9 @@ from ..core.steps import borrow_nb, call_step_nb, row_address, row_nb, step_addr
 from ..data.clean import DataCleaner
 from ..engine.account import N_DEALS, new_account, new_deals
 from ..engine.conditions import IS_NETTING
-from btcbot.engine.risk import (
-    LAST_ID,
-    MAX_INTENTS,
-    N_INTENT,
-    N_TARGET,
-    SCALED,
-    SIZE_LOTS,
-    SIZE_RISK,
-    SIZE_RULE,
-    TARGET_ID,
-    TARGET_SIDE,
-    RiskLimits,
-    RiskManager,
-)
+from ..engine.limits import LAST_ID, RiskLimits
+from ..engine.lots import SCALED, SIZE_LOTS, SIZE_RISK
+from ..engine.risk import MAX_INTENTS, N_INTENT, N_TARGET, SIZE_RULE, TARGET_ID, TARGET_SIDE, RiskManager
 from ..features.specification import Column, parse
 from ..features.stream import FeatureStream
 from ..market.bars import TIME, timeframe_ms

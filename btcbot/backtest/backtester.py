@@ -33,7 +33,8 @@ from ..core.progress import progress
 from ..engine import account as engine
 from ..engine.account import N_DEALS
 from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
-from ..engine.risk import HALTED_AT, MAX_INTENTS, N_INTENT, TARGET_ID, RiskLimits, RiskManager, refusals
+from ..engine.limits import HALTED_AT, RiskLimits, refusals
+from ..engine.risk import MAX_INTENTS, N_INTENT, TARGET_ID, RiskManager
 from ..market.bars import BAR_SPREAD, content_hash, time_ms, timeframe_ms
 from ..market.profile import BrokerProfile
 from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, Together, as_targets

@@ -38,20 +38,8 @@ from btcbot.backtest.masks import (
 from .rules import fill_plan_nb
 from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb, call_step_nb, row_nb
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    SCALED,
-    N_TARGET,
-    SIZE,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-)
+from ..engine.lots import SCALED, SIZE_FRACTION, SIZE_RISK
+from ..engine.risk import BREAK_EVEN, N_TARGET, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from ..strategies.base import PART as STEPS
 from ..strategies.base import blank_nb
 
@@ -106,7 +94,7 @@ def reach_nb(side: int, guard: F8, first: int, last: int, fill: F8, band: F8) ->
 
 @kernel
 def guard_nb(side: int, price: float, fraction: float, target: F8, guard: F8) -> bool:
-    "Set the levels and the size of a position; return False if its size needs a stop and it has none."
+    "Set the levels and the size of a position; return False if its size needs a stop and it has none, or is none."
     stop, take, trail = target[STOP] / price, target[TAKE_PROFIT] / price, target[TRAILING] / price
     level, size = -np.inf, fraction
     if stop > 0:
@@ -117,6 +105,10 @@ def guard_nb(side: int, price: float, fraction: float, target: F8, guard: F8) ->
         if not stop > 0:
             return False
         size = min(size, target[SIZE] / stop)
+    elif target[SIZE_RULE] == SIZE_FRACTION:
+        if not target[SIZE] > 0:
+            return False
+        size = min(size, target[SIZE])
     guard[LEVEL], guard[TAKE], guard[PART] = level, side * (price * (1 + side * take)) if take > 0 else np.inf, size
     guard[TRAIL] = 1 - side * trail if trail > 0 else -side * np.inf
     return True

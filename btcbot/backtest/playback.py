@@ -23,16 +23,13 @@ from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb
 from ..data.blocks import BarBlocks, cut_bars, cut_blocks
 from btcbot.engine.account import (
-    ASK,
     BALANCE,
-    BID,
     CREDIT,
     DEAL_SIDE,
     DEAL_VOLUME,
     N_DEALS,
     N_POSITION,
     N_POSITIONS,
-    NOW,
     POSITION_VOLUME,
     PRICE,
     PRICE_OPEN,
@@ -51,26 +48,38 @@ from btcbot.engine.account import (
 from ..engine.bars import bar_open_nb, bar_rest_nb
 from ..engine.conditions import FREEZE_LEVEL, STOP_OUT, STOP_OUT_IS_MONEY, VALUE_DEN, VALUE_NUM, account_params, margin_nb, spread_nb
 from ..engine.deals import close_nb, modify_nb, open_nb, stops_fit_nb
+from btcbot.engine.limits import (
+    AT_BALANCE,
+    AT_DAY,
+    AT_EQUITY,
+    AT_MARGIN,
+    AT_ORDERS,
+    AT_OTHERS,
+    AT_TIME,
+    DAY,
+    HALTED_AT,
+    LOSS_CLOSES,
+    N_LIMITS,
+    N_MOMENT,
+    PEAK_BALANCE,
+    PEAK_EQUITY,
+    POINTS_PER_UNIT,
+    least_equity_nb,
+    moment_nb,
+    watch_nb,
+)
+from ..engine.lots import SCALED
 from ..engine.risk import CLOSE as CLOSE_POSITION
 from btcbot.engine.risk import (
     BREAK_EVEN,
     CHANGE_STOPS,
-    DAY,
-    HALTED_AT,
     INTENT_SIDE,
     INTENT_SL,
     INTENT_TICKET,
     INTENT_TP,
     INTENT_VOLUME,
     KIND,
-    LIMIT_DRAWDOWN,
-    LIMIT_STEPS,
-    LOSS_CLOSES,
     MAX_DEALS,
-    OTHER_STEPS,
-    PEAK_EQUITY,
-    POINTS_PER_UNIT,
-    SCALED,
     SIZE_RULE,
     TIME_LIMIT,
     TRAILING,
@@ -82,7 +91,6 @@ from btcbot.engine.risk import (
     own_nb,
     trailed_nb,
     volume_nb,
-    watch_nb,
 )
 from btcbot.market.bars import (
     BAR_CLOSE,
@@ -254,7 +262,8 @@ def hold_nb(
             stop = trailed_nb(params, limits, target, position, bars[k - 1], firsts[k])
             if stop != position[SL]:
                 is_met = lows[k] <= stop if side > 0 else highs[k] >= stop
-                if stop < 0 or is_met or params[FREEZE_LEVEL] > 0 or not stops_fit_nb(params, side, firsts[k], stop, position[TP]):
+                is_ruled = params[FREEZE_LEVEL] > 0 or limits.shape[0] > N_LIMITS    # the broker's rule, or windows of maintenance
+                if stop < 0 or is_met or is_ruled or not stops_fit_nb(params, side, firsts[k], stop, position[TP]):
                     return k
                 position[SL], position[TIME_UPDATE] = stop, bars[k, BAR_TIME]
                 move_levels_nb(limits, target, position, levels)
@@ -296,23 +305,26 @@ def pass_nb(
     volume, is_long = position[POSITION_VOLUME], position[SIDE] > 0
     base = 0 if is_long else N_ROWS
     firsts, lasts, worsts = rows[base + FIRST], rows[base + LAST], rows[base + (LOWEST if is_long else HIGHEST)]
-    money = int(account[BALANCE] + account[CREDIT] + position[SWAP])
-    a = begin
+    balance = int(account[BALANCE] + account[CREDIT])
+    money, a = balance + int(position[SWAP]), begin
+    state[PEAK_BALANCE] = max(state[PEAK_BALANCE], float(balance))
     while a < end:
         b = _same_day_nb(bars, days, a, end)
         low, high = extremes_nb(rows, base, a, b)
         bottom = money + position_profit_nb(params, position, volume, low if is_long else high)
         top = money + position_profit_nb(params, position, volume, high if is_long else low)    # Opens and closes lie between
         if days[a] != state[DAY]:
-            watch_nb(limits, state, days[a], bars[a, BAR_TIME], money + position_profit_nb(params, position, volume, firsts[a]))
-        peak = state[PEAK_EQUITY]
-        if top > peak:
-            peak = max(peak, float(money + position_profit_nb(params, position, volume, _best_nb(firsts[a:b], is_long))))
-        if state[HALTED_AT] > 0 or bottom >= peak * (1 - limits[LIMIT_DRAWDOWN]):
-            state[PEAK_EQUITY] = peak
-        else:
+            at_first = money + position_profit_nb(params, position, volume, firsts[a])
+            watch_nb(limits, state, days[a], bars[a, BAR_TIME], at_first, balance)
+        before = state[PEAK_EQUITY]
+        if top > before:
+            best = _best_nb(firsts[a:b], is_long)
+            state[PEAK_EQUITY] = max(before, float(money + position_profit_nb(params, position, volume, best)))
+        if state[HALTED_AT] == 0 and bottom < least_equity_nb(limits, state):    # Perhaps at one of these bars
+            state[PEAK_EQUITY] = before
             for k in range(a, b):
-                watch_nb(limits, state, days[a], bars[k, BAR_TIME], money + position_profit_nb(params, position, volume, firsts[k]))
+                at_first = money + position_profit_nb(params, position, volume, firsts[k])
+                watch_nb(limits, state, days[a], bars[k, BAR_TIME], at_first, balance)
         day_nb(figures, parts, bars[a, BAR_TIME] // _DAY)
         peak = figures[PEAK]
         if top > peak:
@@ -339,7 +351,7 @@ def idle_nb(
     figures, parts, equity, low = borrow_nb(figures), borrow_nb(parts), borrow_nb(equity), borrow_nb(low)
     money = int(account[BALANCE] + account[CREDIT])
     for k in (begin, end - 1):
-        watch_nb(limits, state, days[k], bars[k, BAR_TIME], money)
+        watch_nb(limits, state, days[k], bars[k, BAR_TIME], money, money)
         day_nb(figures, parts, bars[k, BAR_TIME] // _DAY)
         mark_nb(figures, money, money, False)
     if equity.shape[0] > 0:
@@ -358,7 +370,7 @@ def run_nb(
     )
     params, state, wanted, intents, rows = borrow_nb(params), borrow_nb(state), borrow_nb(wanted), borrow_nb(intents), borrow_nb(rows)
     figures, equity, low, since, days = borrow_nb(figures), borrow_nb(equity), borrow_nb(low), borrow_nb(since), borrow_nb(days)
-    levels = np.zeros(N_LEVELS, np.int64)
+    levels, at = np.zeros(N_LEVELS, np.int64), np.zeros(N_MOMENT, np.int64)
     i, m, margin, is_known = begin, 0, 0, False
     while i < end:
         if account[N_DEALS] + account[N_POSITIONS] + MAX_DEALS > deals.shape[0]:
@@ -399,17 +411,11 @@ def run_nb(
             position = positions[0] if count > 0 else none
             if not is_calm or count == 0:
                 margin = used_margin_nb(params, account, positions)
-            money = equity_nb(params, account, positions)
+            moment_nb(account, days[i], equity_nb(params, account, positions), margin, at)
             if count > 1 or target[SIZE_RULE] >= SCALED:
-                n = decide_each_nb(
-                    params, limits, state, target, bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i], money, margin,
-                    positions[:count].copy(), intents,
-                )
+                n = decide_each_nb(params, limits, state, target, bars[i - 1], length, at, positions[:count].copy(), intents)
             else:
-                n = decide_nb(
-                    params, limits, state, target, bars[i - 1], length, account[NOW], account[BID], account[ASK], days[i], money, margin,
-                    position, intents,
-                )
+                n = decide_nb(params, limits, state, target, bars[i - 1], length, at, position, intents)
             execute_nb(params, account, positions, deals, intents, n, 0)
             is_known = is_known and n == 0
         # The rest, in the same way.
@@ -446,7 +452,7 @@ def run_strategies_nb(
     first: int, since: I8, wanted: F8, ends: I8, begin: int, end: int, intents: I8, figures: F8, parts: I8, equity: I8, low: I8,
 ) -> int:
     "Play bars as `run_nb` does, for a strategy in each row of `states`, whose targets end at `ends`, the next one's following."
-    count, own_limits = states.shape[0], limits.copy()
+    count, at = states.shape[0], np.zeros(N_MOMENT, np.int64)
     m, held, sent = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.int64)
     m[1:] = ends[: count - 1]
     own = np.zeros((count, positions.shape[0], N_POSITION), np.int64)
@@ -455,33 +461,28 @@ def run_strategies_nb(
             return i
         bar_open_nb(params, account, positions, deals, rollovers, bars[i])
         if i > first:
-            now, bid, ask, day = account[NOW], account[BID], account[ASK], days[i]
-            money, margin, total = equity_nb(params, account, positions), used_margin_nb(params, account, positions), 0
+            moment_nb(account, days[i], equity_nb(params, account, positions), used_margin_nb(params, account, positions), at)
+            total = 0
             for s in range(count):
                 while m[s] + 1 < ends[s] and since[m[s] + 1] <= i:
                     m[s] += 1
                 held[s] = own_nb(positions, account[N_POSITIONS], s, own[s])
-                watch_nb(limits, states[s], day, now, money)
-                sent[s], freed = exits_nb(
-                    params, limits, states[s], wanted[m[s]], bars[i - 1], length, now, bid, ask, day, money, own[s, : held[s]], intents[s],
-                )
-                margin, total = margin - freed, total + volume_nb(own[s, : held[s]])
+                watch_nb(limits, states[s], at[AT_DAY], at[AT_TIME], at[AT_EQUITY], at[AT_BALANCE])
+                sent[s] = exits_nb(params, limits, states[s], wanted[m[s]], bars[i - 1], length, at, own[s, : held[s]], intents[s])
+                total += volume_nb(own[s, : held[s]])
             for kind in (CLOSE_POSITION, CHANGE_STOPS):
                 for s in range(count):
                     for j in range(sent[s]):
                         if intents[s, j, KIND] == kind:
                             execute_nb(params, account, positions, deals, intents[s, j : j + 1], 1, s)
             for s in range(count):
-                others = total - volume_nb(own[s, : held[s]])
-                own_limits[LIMIT_STEPS], own_limits[OTHER_STEPS] = limits[LIMIT_STEPS] - others, others
-                n, before = entry_nb(
-                    params, own_limits, states[s], wanted[m[s]], bars[i - 1], length, now, bid, ask, day, money, margin,
-                    own[s, : held[s]], intents[s],
-                ), account[N_DEALS]
+                at[AT_OTHERS], before = total - volume_nb(own[s, : held[s]]), account[N_DEALS]
+                n = entry_nb(params, limits, states[s], wanted[m[s]], bars[i - 1], length, at, own[s, : held[s]], intents[s])
                 execute_nb(params, account, positions, deals, intents[s], n, s)
                 if account[N_DEALS] > before:
                     deal = deals[before]
-                    margin += margin_nb(params, deal[DEAL_SIDE], deal[DEAL_VOLUME], deal[PRICE])
+                    at[AT_MARGIN] += margin_nb(params, deal[DEAL_SIDE], deal[DEAL_VOLUME], deal[PRICE])
+                    at[AT_ORDERS] += 1
                     total += deal[DEAL_VOLUME]
         lowest = at_close = int(account[BALANCE] + account[CREDIT])
         if account[N_POSITIONS] > 0:

@@ -25,19 +25,8 @@ import pandas as pd
 from .masks import ABOVE, AND, BELOW, CROSSES_ABOVE, CROSSES_BELOW, OR
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    SIZE,
-    SIZE_LOTS,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-)
+from ..engine.lots import SIZE_LOTS, SIZE_RISK
+from ..engine.risk import BREAK_EVEN, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from ..features.specification import COLUMNS, Column, Node, Specification, parse
 from ..market.bars import TIME, timeframe_ms
 from ..market.resample import slot_length

@@ -45,7 +45,8 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.steps import row_address, step_address
 from ..data.blocks import Bars, bar_ends, cut_bars
-from ..engine.risk import BREAK_EVEN, SCALED, SIZE_LOTS, SIZE_RISK, SIZE_RULE, TARGET_ID, TARGET_SIDE, TIME_LIMIT
+from ..engine.lots import SCALED, SIZE_LOTS, SIZE_RISK
+from ..engine.risk import BREAK_EVEN, SIZE_RULE, TARGET_ID, TARGET_SIDE, TIME_LIMIT
 from ..features.indicator import Plan, Program
 from ..features.indicator import places as placed
 from ..features.specification import COLUMNS, Column, Node

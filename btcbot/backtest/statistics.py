@@ -161,7 +161,9 @@ def key_figures(
     skewness, kurtosis = (float((centred**k).mean() / deviation**k) for k in (3, 4)) if deviation > 0 else (0.0, 3.0)
     annual = sharpe_ratio(returns)
     wins, losses, won, lost = trades[trades > 0].sum(), -trades[trades < 0].sum(), (trades > 0).sum(), (trades < 0).sum()
-    cagr, deepest = growth ** (1 / years) - 1 if growth > 0 else -1.0, _deepest_nb(read_only(equity.to_numpy(np.float64)), read_only(low))
+    with np.errstate(over="ignore"):                     # A tenfold day is an infinite year
+        cagr = float(np.power(growth, 1 / years)) - 1 if growth > 0 else -1.0
+    deepest = _deepest_nb(read_only(equity.to_numpy(np.float64)), read_only(low))
     return {
         "net return": growth - 1,
         "gross return": growth - 1 - costs / deposit,

@@ -35,7 +35,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, PACKAGE, kernel_sources
 from ..core.progress import progress
 from ..data.blocks import BarBlocks, Bars, bar_ends, bars_hash, whole_bars
-from ..engine.risk import RiskLimits
+from ..engine.limits import RiskLimits
 from ..features.hashing import function_hash
 from ..market.bars import check_bars
 from ..market.clock import ServerClock

@@ -30,7 +30,7 @@ from btcbot.backtest.formats import (
     pair_table,
 )
 from .statistics import by_hour, by_year
-from ..engine.risk import RiskLimits
+from ..engine.limits import RiskLimits
 from ..market.profile import BrokerProfile
 
 # %% ../../nbs/52_backtest.tables.ipynb #fa27b2cb
@@ -177,12 +177,15 @@ def trade_tables(
 _REFUSED: Final = {
     "age": "the first tick came too late after the bar's close",
     "spread": "the spread was too wide",
-    "drawdown": "the drawdown from the highest equity had been too deep; entries stay halted",
+    "drawdown": "the drawdown from the highest equity or balance had been too deep; entries stay halted",
     "daily loss": "the loss of the broker's day was too large",
     "no stop": "the size depends on a stop and there was none",
     "size": "the volume came out below the smallest one, or the margin did not suffice",
     "gap": "the price was too far from the last close",
     "hours": "it was outside the hours of trading",
+    "losses": "too many closing deals in a row had lost money",
+    "orders": "there were too many positions and orders",
+    "maintenance": "it was in a window of maintenance (changes of stops are counted, too)",
 }
 
 
@@ -195,6 +198,8 @@ def refusal_table(
         "age": f"{limits.max_decision_age:g} bars", "spread": f"{limits.max_spread_bps:g} bp", "size": f"at most {limits.max_lots:g} lots",
         "drawdown": f"{100 * limits.max_drawdown:g}{THIN}%", "daily loss": f"{100 * limits.max_daily_loss:g}{THIN}%",
         "gap": f"{limits.max_gap_bps:g} bp", "hours": "{:g} to {:g} h UTC".format(*limits.trading_hours),
+        "losses": f"{limits.max_losses:g}, {limits.cool_down:g} h", "orders": f"{limits.max_orders:g}",
+        "maintenance": f"{len(limits.maintenance)} windows",
     }
     rows = [
         ((name, ""), (values.get(name, NONE), ""), number_cell(count), (_REFUSED.get(name, ""), "")) for name, count in refusals.items()

@@ -21,18 +21,17 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb
 from btcbot.engine.account import (
-    ASK,
-    BID,
     N_DEALS,
     N_POSITION,
     N_POSITIONS,
-    NOW,
     equity_nb,
     used_margin_nb,
 )
 from ..engine.bars import bar_open_nb, bar_rest_nb
 from ..engine.conditions import SPREAD_POINTS, SPREAD_PPM, UNLIMITED, account_params, spread_nb
-from ..engine.risk import MAX_DEALS, SCALED, SIZE_RULE, decide_each_nb, decide_nb
+from ..engine.limits import N_MOMENT, moment_nb
+from ..engine.lots import SCALED
+from ..engine.risk import MAX_DEALS, SIZE_RULE, decide_each_nb, decide_nb
 from btcbot.market.bars import (
     BAR_CLOSE,
     BAR_HIGH,
@@ -193,7 +192,7 @@ def run_pieces_nb(
     low: I8,
 ) -> int:
     "Play bars as `run_nb` does, on their pieces; `known` are the conditions where the spread is known."
-    none, m = np.zeros(N_POSITION, np.int64), 0
+    none, at, m = np.zeros(N_POSITION, np.int64), np.zeros(N_MOMENT, np.int64), 0
     account, positions, deals, pieces = borrow_nb(account), borrow_nb(positions), borrow_nb(deals), borrow_nb(pieces)
     for i in range(begin, end):
         if account[N_DEALS] + account[N_POSITIONS] + MAX_DEALS > deals.shape[0]:
@@ -202,18 +201,14 @@ def run_pieces_nb(
             m += 1
         bar_open_nb(known, account, positions, deals, rollovers, pieces[starts[i]])
         if i > first:
-            count, target, now, bid, ask = account[N_POSITIONS], wanted[m], account[NOW], account[BID], account[ASK]
-            money, margin = equity_nb(params, account, positions), used_margin_nb(params, account, positions)
+            count, target = account[N_POSITIONS], wanted[m]
+            moment_nb(account, days[i], equity_nb(params, account, positions), used_margin_nb(params, account, positions), at)
             if count > 1 or target[SIZE_RULE] >= SCALED:
                 own = positions[:count].copy()
-                n = decide_each_nb(
-                    params, limits, state, target, bars[i - 1], length, now, bid, ask, days[i], money, margin, own, intents,
-                )
+                n = decide_each_nb(params, limits, state, target, bars[i - 1], length, at, own, intents)
             else:
                 position = positions[0] if count > 0 else none
-                n = decide_nb(
-                    params, limits, state, target, bars[i - 1], length, now, bid, ask, days[i], money, margin, position, intents,
-                )
+                n = decide_nb(params, limits, state, target, bars[i - 1], length, at, position, intents)
             execute_nb(params, account, positions, deals, intents, n, 0)
         lowest = UNLIMITED
         for k in range(starts[i], starts[i + 1]):

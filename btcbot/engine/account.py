@@ -7,18 +7,18 @@ Docs: https://btcbot.github.io/btcbot/engine.account.html.md"""
 # %% auto #0
 __all__ = ['BALANCE', 'NEXT_ORDER', 'NEXT_DEAL', 'N_POSITIONS', 'N_DEALS', 'NOW', 'BID', 'ASK', 'ROLLOVERS_DONE', 'CREDIT',
            'N_ORDERS', 'N_EVENTS', 'PENDING_MARGIN', 'PENDING_BUY', 'PENDING_SELL', 'LIQUIDITY_BUY', 'LIQUIDITY_SELL',
-           'IS_MARGIN_CALL', 'CURSOR', 'STEP', 'N_ACCOUNT', 'TICKET', 'SIDE', 'POSITION_VOLUME', 'PRICE_OPEN', 'SL',
-           'TP', 'TIME_OPEN', 'TIME_UPDATE', 'MAGIC', 'SWAP', 'IDENTIFIER', 'PRICE_REST', 'PRICE_DEN',
-           'POSITION_REASON', 'N_POSITION', 'DEAL', 'ORDER', 'DEAL_TIME', 'DEAL_SIDE', 'ENTRY', 'DEAL_MAGIC',
-           'POSITION', 'REASON', 'DEAL_VOLUME', 'PRICE', 'QUOTE', 'MID2', 'COMMISSION', 'DEAL_SWAP', 'PROFIT',
-           'DEAL_KIND', 'FROM_BOOK', 'LEVEL', 'SO_EQUITY', 'SO_MARGIN', 'DEAL_SL', 'DEAL_TP', 'N_DEAL', 'ENTRY_IN',
-           'ENTRY_OUT', 'ENTRY_INOUT', 'ENTRY_OUT_BY', 'REASON_CLIENT', 'REASON_EXPERT', 'REASON_SL', 'REASON_TP',
-           'REASON_SO', 'KIND_TRADE', 'KIND_BALANCE', 'KIND_CREDIT', 'REJECTED', 'PLACED', 'DONE', 'PARTIAL', 'INVALID',
-           'INVALID_VOLUME', 'INVALID_PRICE', 'INVALID_STOPS', 'NO_MONEY', 'NO_CHANGES', 'FROZEN', 'TOO_MANY_ORDERS',
-           'TOO_MUCH', 'NO_POSITION', 'CLOSE_VOLUME', 'TOO_MANY', 'NOT_OLDEST', 'HEDGE_PROHIBITED', 'MAX_POSITIONS',
-           'new_account', 'new_deals', 'set_quote_nb', 'liquidity_nb', 'consume_nb', 'position_profit_nb',
-           'floating_nb', 'equity_nb', 'net_volume_nb', 'find_position_nb', 'used_margin_nb', 'new_ticket_nb',
-           'log_deal_nb', 'close_row_nb', 'fill_nb']
+           'IS_MARGIN_CALL', 'CURSOR', 'STEP', 'LOSS_STREAK', 'LOST_AT', 'N_ACCOUNT', 'TICKET', 'SIDE',
+           'POSITION_VOLUME', 'PRICE_OPEN', 'SL', 'TP', 'TIME_OPEN', 'TIME_UPDATE', 'MAGIC', 'SWAP', 'IDENTIFIER',
+           'PRICE_REST', 'PRICE_DEN', 'POSITION_REASON', 'N_POSITION', 'DEAL', 'ORDER', 'DEAL_TIME', 'DEAL_SIDE',
+           'ENTRY', 'DEAL_MAGIC', 'POSITION', 'REASON', 'DEAL_VOLUME', 'PRICE', 'QUOTE', 'MID2', 'COMMISSION',
+           'DEAL_SWAP', 'PROFIT', 'DEAL_KIND', 'FROM_BOOK', 'LEVEL', 'SO_EQUITY', 'SO_MARGIN', 'DEAL_SL', 'DEAL_TP',
+           'N_DEAL', 'ENTRY_IN', 'ENTRY_OUT', 'ENTRY_INOUT', 'ENTRY_OUT_BY', 'REASON_CLIENT', 'REASON_EXPERT',
+           'REASON_SL', 'REASON_TP', 'REASON_SO', 'KIND_TRADE', 'KIND_BALANCE', 'KIND_CREDIT', 'REJECTED', 'PLACED',
+           'DONE', 'PARTIAL', 'INVALID', 'INVALID_VOLUME', 'INVALID_PRICE', 'INVALID_STOPS', 'NO_MONEY', 'NO_CHANGES',
+           'FROZEN', 'TOO_MANY_ORDERS', 'TOO_MUCH', 'NO_POSITION', 'CLOSE_VOLUME', 'TOO_MANY', 'NOT_OLDEST',
+           'HEDGE_PROHIBITED', 'MAX_POSITIONS', 'new_account', 'new_deals', 'set_quote_nb', 'liquidity_nb',
+           'consume_nb', 'position_profit_nb', 'floating_nb', 'equity_nb', 'net_volume_nb', 'find_position_nb',
+           'used_margin_nb', 'new_ticket_nb', 'log_deal_nb', 'close_row_nb', 'fill_nb']
 
 # %% ../../nbs/11_engine.account.ipynb #a926ca32
 from typing import Final
@@ -54,8 +54,8 @@ from btcbot.engine.conditions import (
 (
     BALANCE, NEXT_ORDER, NEXT_DEAL, N_POSITIONS, N_DEALS, NOW, BID, ASK, ROLLOVERS_DONE,
     CREDIT, N_ORDERS, N_EVENTS, PENDING_MARGIN, PENDING_BUY, PENDING_SELL, LIQUIDITY_BUY, LIQUIDITY_SELL, IS_MARGIN_CALL, CURSOR, STEP,
-    N_ACCOUNT,
-) = range(21)
+    LOSS_STREAK, LOST_AT, N_ACCOUNT,
+) = range(23)
 (
     TICKET, SIDE, POSITION_VOLUME, PRICE_OPEN, SL, TP, TIME_OPEN, TIME_UPDATE, MAGIC, SWAP,
     IDENTIFIER, PRICE_REST, PRICE_DEN, POSITION_REASON, N_POSITION,
@@ -219,7 +219,13 @@ def log_deal_nb(
     row[COMMISSION], row[DEAL_SWAP], row[PROFIT] = commission, swap, profit
     row[DEAL_KIND], row[FROM_BOOK], row[LEVEL], row[SO_EQUITY], row[SO_MARGIN] = KIND_TRADE, 0, 0, 0, 0
     row[DEAL_SL] = row[DEAL_TP] = 0
-    account[BALANCE] += commission + swap + profit
+    gained = commission + swap + profit
+    account[BALANCE] += gained
+    if entry != ENTRY_IN and gained < 0:
+        account[LOSS_STREAK] += 1
+        account[LOST_AT] = account[NOW]
+    elif entry != ENTRY_IN and gained > 0:
+        account[LOSS_STREAK] = 0
     account[N_DEALS] += 1
     account[NEXT_DEAL] += 1
 

@@ -1,4 +1,4 @@
-"""From a target to requests: limits, position size, stops. One compiled rule book for the backtest and the live trader.
+"""From a target to requests: limits, size, stops. One compiled decision for the backtest and the live trader.
 
 Docs: https://btcbot.github.io/btcbot/engine.risk.html.md"""
 
@@ -6,132 +6,85 @@ Docs: https://btcbot.github.io/btcbot/engine.risk.html.md"""
 
 # %% auto #0
 __all__ = ['TARGET_ID', 'TARGET_SIDE', 'SIZE_RULE', 'SIZE', 'STOP', 'TAKE_PROFIT', 'TRAILING', 'BREAK_EVEN', 'TIME_LIMIT',
-           'N_TARGET', 'SIZE_LOTS', 'SIZE_RISK', 'SCALED', 'LOT_STEP', 'POINTS_PER_UNIT', 'LIMIT_STEPS',
-           'LIMIT_DRAWDOWN', 'LIMIT_DAILY_LOSS', 'LIMIT_SPREAD_BPS', 'LIMIT_AGE_MS', 'LIMIT_NOTIONAL', 'LIMIT_LEVERAGE',
-           'LIMIT_MARGIN_SHARE', 'LIMIT_GAP_BPS', 'HOURS_BEGIN', 'HOURS_END', 'OTHER_STEPS', 'LOSS_CLOSES', 'N_LIMITS',
-           'LAST_ID', 'PEAK_EQUITY', 'DAY', 'DAY_EQUITY', 'HALTED_AT', 'REFUSED_AGE', 'REFUSED_SPREAD',
-           'REFUSED_DRAWDOWN', 'REFUSED_DAILY_LOSS', 'REFUSED_NO_STOP', 'REFUSED_SIZE', 'REFUSED_GAP', 'REFUSED_HOURS',
-           'N_STATE', 'REFUSALS', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP',
-           'N_INTENT', 'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'RiskLimits',
-           'entry_volume_nb', 'trailed_nb', 'watch_nb', 'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb',
-           'entry_nb', 'decide_each_nb', 'RiskManager', 'refusals', 'no_positions']
+           'N_TARGET', 'KIND', 'INTENT_TICKET', 'INTENT_SIDE', 'INTENT_VOLUME', 'INTENT_SL', 'INTENT_TP', 'N_INTENT',
+           'CLOSE', 'CHANGE_STOPS', 'OPEN_POSITION', 'MAX_PARTS', 'MAX_INTENTS', 'MAX_DEALS', 'trailed_nb',
+           'is_waiting_nb', 'decide_nb', 'own_nb', 'volume_nb', 'exits_nb', 'entry_nb', 'decide_each_nb', 'RiskManager',
+           'no_positions']
 
 # %% ../../nbs/11_engine.risk.ipynb #4267568d
-from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
+import pandas as pd
 
-from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..core.steps import borrow_nb
 from .account import MAGIC, N_POSITION, POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET, TIME_OPEN
 from .account import SL as POSITION_SL
 from .account import TP as POSITION_TP
 from btcbot.engine.conditions import (
-    COMMISSION_ENTRY,
-    COMMISSION_EXIT,
-    COMMISSION_RATE_DEN,
-    COMMISSION_RATE_NUM,
-    COMMISSION_STEP_DEN,
-    COMMISSION_STEP_NUM,
     FREEZE_LEVEL,
-    MARGIN_DEN,
-    MARGIN_IS_FIXED,
-    MARGIN_NUM,
-    MARGIN_SHORT_NUM,
-    SLIPPAGE_PPM,
+    IS_NETTING,
     STOPS_LEVEL,
     VALUE_DEN,
     VALUE_NUM,
-    VOLUME_MAX,
     VOLUME_MIN,
     account_params,
     margin_nb,
     slipped_nb,
     spread_nb,
 )
+from btcbot.engine.limits import (
+    AT_ASK,
+    AT_BALANCE,
+    AT_BID,
+    AT_DAY,
+    AT_EQUITY,
+    AT_LOST,
+    AT_MARGIN,
+    AT_ORDERS,
+    AT_OTHERS,
+    AT_STREAK,
+    AT_TIME,
+    DAY,
+    DAY_REFERENCE,
+    HALTED_AT,
+    LAST_ID,
+    LIMIT_RISK,
+    LOSS_CLOSES,
+    N_STATE,
+    PEAK_BALANCE,
+    PEAK_EQUITY,
+    POINTS_PER_UNIT,
+    REFUSED_MAINTENANCE,
+    REFUSED_NO_STOP,
+    REFUSED_SIZE,
+    RiskLimits,
+    in_maintenance_nb,
+    is_cooling_nb,
+    is_day_lost_nb,
+    limits_vector,
+    refusal_nb,
+    refusals,
+    watch_nb,
+)
+from .lots import SCALED, SIZE_RISK, entry_volume_nb, free_steps_nb, shrink_nb
 from ..market.bars import BAR_CLOSE, BAR_HIGH, BAR_LOW, BAR_OPEN, BAR_SPREAD, BAR_TIME
+from ..market.clock import format_utc
 from ..market.profile import BrokerProfile
 
 # %% ../../nbs/11_engine.risk.ipynb #789764e5
 # Columns of a target. Distances are in units of price, the time limit in milliseconds; NaN means none.
 TARGET_ID, TARGET_SIDE, SIZE_RULE, SIZE, STOP, TAKE_PROFIT, TRAILING, BREAK_EVEN, TIME_LIMIT, N_TARGET = range(10)
-SIZE_LOTS: Final = 0.0   # SIZE is a volume in lots
-SIZE_RISK: Final = 1.0   # SIZE is the share of the equity that a stop may cost
-SCALED: Final = 2.0      # Added to either: a position that is held is brought to that size, otherwise it keeps its volume
 
-# %% ../../nbs/11_engine.risk.ipynb #b9d2a0ef
-@dataclass(frozen=True, slots=True)
-class RiskLimits:
-    "What the risk manager refuses."
-    max_lots: float = 10.0            # largest position
-    max_drawdown: float = 0.25        # of the peak equity; past it entries stop until a person lifts the halt
-    max_daily_loss: float = 0.05      # of the equity at the first decision of the broker's day; past it entries stop until the next
-    max_spread_bps: float = 50.0      # of the bid
-    max_decision_age: float = 2.0     # bars between a bar's close and the tick that follows it
-    max_notional: float = float("inf")    # worth of the position at its entry, in the account's currency
-    max_leverage: float = float("inf")    # that worth over the equity at the decision
-    min_margin_level: float = 1.0         # equity over used margin, after the entry: at least 1
-    max_gap_bps: float = float("inf")     # of the last close, between it and the bid that an entry is decided at
-    trading_hours: tuple[float, float] = (0.0, 24.0)   # UTC, from and until; (22, 4) goes over midnight
-    close_at_loss: bool = False           # past the drawdown or the day's loss, positions are closed at the next bar's first tick
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("trading_hours", "close_at_loss") and not value > 0:
-                raise BtcbotError(f"{field.name} is {value}: a limit must be positive (use float('inf') for none).")
-        if not 1 <= self.min_margin_level < float("inf"):
-            raise BtcbotError(f"min_margin_level is {self.min_margin_level}: it is a finite ratio of at least 1, 2 for 200 %.")
-        if not all(0 <= hour <= 24 for hour in self.trading_hours) or self.trading_hours[0] == self.trading_hours[1]:
-            raise BtcbotError(f"trading_hours are {self.trading_hours}: two different hours from 0 to 24, UTC.")
-
-# %% ../../nbs/11_engine.risk.ipynb #5a4518f7
-# Columns of the limits vector, of the decision state and of an intent. HALTED_AT is a time in ms, 0 while trading.
-# OTHER_STEPS is the volume that other strategies hold, LIMIT_MARGIN_SHARE the part of the equity that no margin may take.
-(
-    LOT_STEP, POINTS_PER_UNIT, LIMIT_STEPS, LIMIT_DRAWDOWN, LIMIT_DAILY_LOSS, LIMIT_SPREAD_BPS, LIMIT_AGE_MS,
-    LIMIT_NOTIONAL, LIMIT_LEVERAGE, LIMIT_MARGIN_SHARE, LIMIT_GAP_BPS, HOURS_BEGIN, HOURS_END, OTHER_STEPS, LOSS_CLOSES, N_LIMITS,
-) = range(16)
-(
-    LAST_ID, PEAK_EQUITY, DAY, DAY_EQUITY, HALTED_AT,
-    REFUSED_AGE, REFUSED_SPREAD, REFUSED_DRAWDOWN, REFUSED_DAILY_LOSS, REFUSED_NO_STOP, REFUSED_SIZE, REFUSED_GAP, REFUSED_HOURS,
-    N_STATE,
-) = range(14)
-REFUSALS: Final = ("age", "spread", "drawdown", "daily loss", "no stop", "size", "gap", "hours")  # in the order of the state's columns
+# %% ../../nbs/11_engine.risk.ipynb #6172f771
+# Columns of an intent.
 KIND, INTENT_TICKET, INTENT_SIDE, INTENT_VOLUME, INTENT_SL, INTENT_TP, N_INTENT = range(7)
 CLOSE, CHANGE_STOPS, OPEN_POSITION = 1, 2, 3
+_DAY: Final = 86_400_000
 MAX_PARTS: Final = 64                    # Positions of one strategy on a hedging account
 MAX_INTENTS: Final = 2 * MAX_PARTS + 2   # An exit or a part of one and a change for each, an entry
 MAX_DEALS: Final = 3                     # Of a strategy at one bar, beyond one for each position: a part, an entry, the exit of that
-
-# %% ../../nbs/11_engine.risk.ipynb #0ca0b5c6
-@kernel
-def entry_volume_nb(
-    params: I8, limits: F8, side: int, rule: float, size: float, entry: int, sl: int, equity: int, free_margin: int,
-) -> int:
-    "Volume in steps of an entry of `side` filled at `entry` points with its stop at `sl` (0 for none); 0 is no entry."
-    if rule == SIZE_LOTS:
-        steps = np.floor(size / limits[LOT_STEP] + 1e-9)
-    else:
-        slip = np.ceil(sl * params[SLIPPAGE_PPM] / 1e6)
-        commission = params[COMMISSION_STEP_NUM] / params[COMMISSION_STEP_DEN]
-        commission += entry * params[COMMISSION_RATE_NUM] / params[COMMISSION_RATE_DEN]
-        loss = (abs(entry - sl) + slip) * params[VALUE_NUM] / params[VALUE_DEN]
-        loss += commission * (params[COMMISSION_ENTRY] + params[COMMISSION_EXIT])
-        steps = np.floor(equity * size / loss)
-    steps = min(steps, limits[LIMIT_STEPS], float(params[VOLUME_MAX]))
-    if limits[LIMIT_NOTIONAL] < np.inf or limits[LIMIT_LEVERAGE] < np.inf:
-        worth = limits[LIMIT_NOTIONAL]
-        if limits[LIMIT_LEVERAGE] < np.inf:
-            worth = min(worth, limits[LIMIT_LEVERAGE] * equity)
-        steps = min(steps, np.floor(worth * params[VALUE_DEN] / (entry * float(params[VALUE_NUM]))) - limits[OTHER_STEPS])
-    rate = params[MARGIN_NUM] if side > 0 else params[MARGIN_SHORT_NUM]
-    margin = (1 if params[MARGIN_IS_FIXED] else entry) * rate / params[MARGIN_DEN]
-    if margin > 0:
-        steps = min(steps, np.floor((free_margin - limits[LIMIT_MARGIN_SHARE] * equity) / margin))
-    return int(steps) if steps >= params[VOLUME_MIN] else 0
 
 # %% ../../nbs/11_engine.risk.ipynb #3d500a60
 @kernel
@@ -179,44 +132,6 @@ def trailed_nb(params: I8, limits: F8, target: F8, position: I8, bar: I8, protec
     return int(followed if _tighter_nb(side, sl, followed) else sl)
 
 # %% ../../nbs/11_engine.risk.ipynb #68b2e8a1
-_DAY: Final = 86_400_000
-
-
-@kernel
-def _is_day_lost_nb(limits: F8, state: F8, equity: int) -> bool:
-    return bool(equity < state[DAY_EQUITY] * (1 - limits[LIMIT_DAILY_LOSS]))
-
-
-@kernel
-def _refusal_nb(params: I8, limits: F8, state: F8, bar: I8, length: int, now: int, bid: int, ask: int, equity: int) -> int:
-    "Column of the first limit that refuses an entry, or -1."
-    params, limits, state, bar = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(bar)
-    if now - bar[BAR_TIME] - length > limits[LIMIT_AGE_MS]:
-        return REFUSED_AGE
-    if (ask - bid) * 10_000 > limits[LIMIT_SPREAD_BPS] * bid:
-        return REFUSED_SPREAD
-    if abs(bid - bar[BAR_CLOSE]) * 10_000 > limits[LIMIT_GAP_BPS] * bar[BAR_CLOSE]:
-        return REFUSED_GAP
-    begin, end, time = limits[HOURS_BEGIN], limits[HOURS_END], now % _DAY
-    if not (begin <= time < end if begin < end else time >= begin or time < end):
-        return REFUSED_HOURS
-    if state[HALTED_AT] > 0:
-        return REFUSED_DRAWDOWN
-    if _is_day_lost_nb(limits, state, equity):
-        return REFUSED_DAILY_LOSS
-    return -1
-
-
-@kernel
-def watch_nb(limits: F8, state: F8, day: int, now: int, equity: int) -> None:
-    "Follow the equity at a bar's first tick: the day's reference, the peak, and the halt."
-    if day != state[DAY]:
-        state[DAY], state[DAY_EQUITY] = day, equity
-    state[PEAK_EQUITY] = max(state[PEAK_EQUITY], float(equity))
-    if state[HALTED_AT] == 0 and equity < state[PEAK_EQUITY] * (1 - limits[LIMIT_DRAWDOWN]):
-        state[HALTED_AT] = now
-
-
 @kernel
 def is_waiting_nb(state: F8, target: F8) -> bool:
     "True if `decide_nb` would at most follow a position, by its stop or until its time limit, whatever the prices."
@@ -225,13 +140,13 @@ def is_waiting_nb(state: F8, target: F8) -> bool:
 
 @kernel
 def decide_nb(
-    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int,
-    equity: int, used_margin: int, position: I8, out: I8,
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, at: I8, position: I8, out: I8,
 ) -> int:
     "Turn a target into at most 3 rows of `out` for one position that isn't scaled; return their number. No position has ticket 0."
     params, limits, state, target, bar = borrow_nb(params), borrow_nb(limits), borrow_nb(state), borrow_nb(target), borrow_nb(bar)
-    position, out = borrow_nb(position), borrow_nb(out)
-    watch_nb(limits, state, day, now, equity)
+    at, position, out = borrow_nb(at), borrow_nb(position), borrow_nb(out)
+    now, bid, ask, equity, used_margin = at[AT_TIME], at[AT_BID], at[AT_ASK], at[AT_EQUITY], at[AT_MARGIN]
+    watch_nb(limits, state, at[AT_DAY], now, equity, at[AT_BALANCE])
     is_new = not is_waiting_nb(state, target)
     if is_new:
         state[LAST_ID] = target[TARGET_ID]
@@ -244,7 +159,7 @@ def decide_nb(
         closes = is_new and wanted != side
         closes = closes or (not np.isnan(target[TIME_LIMIT]) and now - position[TIME_OPEN] >= target[TIME_LIMIT])
         closes = closes or trailed < 0
-        closes = closes or (limits[LOSS_CLOSES] > 0 and (state[HALTED_AT] > 0 or _is_day_lost_nb(limits, state, equity)))
+        closes = closes or (limits[LOSS_CLOSES] > 0 and (state[HALTED_AT] > 0 or is_day_lost_nb(limits, state, equity)))
         if closes:
             out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE] = CLOSE, position[TICKET], -side
             out[0, INTENT_VOLUME], out[0, INTENT_SL], out[0, INTENT_TP] = position[POSITION_VOLUME], 0, 0
@@ -260,22 +175,25 @@ def decide_nb(
             is_frozen = False
             for level in (sl, tp):
                 is_frozen = is_frozen or (params[FREEZE_LEVEL] > 0 and level > 0 and abs(protect - level) <= params[FREEZE_LEVEL])
-            if (new_sl != sl or new_tp != tp) and not is_frozen:
+            is_moved = (new_sl != sl or new_tp != tp) and not is_frozen
+            if is_moved and in_maintenance_nb(limits, now):
+                state[REFUSED_MAINTENANCE] += 1
+            elif is_moved:
                 out[0, KIND], out[0, INTENT_TICKET], out[0, INTENT_SIDE] = CHANGE_STOPS, position[TICKET], side
                 out[0, INTENT_VOLUME], out[0, INTENT_SL], out[0, INTENT_TP] = 0, new_sl, new_tp
                 n = 1
             return n
     if wanted == 0:
         return n
-    refused = _refusal_nb(params, limits, state, bar, length, now, bid, ask, equity)
+    refused = refusal_nb(limits, state, bar, length, at, at[AT_ORDERS] - n + 1)
     quote, protect = (ask, bid) if wanted > 0 else (bid, ask)
     sl = _level_nb(params, limits, wanted, quote, protect, target[STOP], -1)
-    if refused < 0 and sl == 0 and target[SIZE_RULE] == SIZE_RISK:
+    if refused < 0 and sl == 0 and (target[SIZE_RULE] == SIZE_RISK or limits[LIMIT_RISK] < np.inf):
         refused = REFUSED_NO_STOP
     volume = 0
     if refused < 0:
-        entry = slipped_nb(params, wanted, quote)
-        volume = entry_volume_nb(params, limits, wanted, target[SIZE_RULE], target[SIZE], entry, sl, equity, equity - used_margin)
+        entry, size = slipped_nb(params, wanted, quote), target[SIZE] * shrink_nb(limits, state, equity)
+        volume = entry_volume_nb(params, limits, at, wanted, target[SIZE_RULE], size, entry, sl, equity - used_margin)
         refused = REFUSED_SIZE if volume == 0 else -1
     if refused >= 0:
         state[refused] += 1
@@ -311,15 +229,15 @@ def _is_new_nb(state: F8, target: F8) -> bool:
 
 
 @kernel
-def _asked_nb(params: I8, limits: F8, target: F8, bid: int, ask: int, equity: int) -> int:
+def _asked_nb(params: I8, limits: F8, state: F8, target: F8, at: I8) -> int:
     "Volume in steps that a scaled target wants held; -1 where it can't be told, a share at risk without a stop."
-    side = int(target[TARGET_SIDE])
+    side, bid, ask = int(target[TARGET_SIDE]), at[AT_BID], at[AT_ASK]
     quote, protect = (ask, bid) if side > 0 else (bid, ask)
     sl = _level_nb(params, limits, side, quote, protect, target[STOP], -1)
-    rule = target[SIZE_RULE] - SCALED
+    rule, size = target[SIZE_RULE] - SCALED, target[SIZE] * shrink_nb(limits, state, at[AT_EQUITY])
     if rule == SIZE_RISK and sl == 0:
         return -1
-    return entry_volume_nb(params, limits, side, rule, target[SIZE], slipped_nb(params, side, quote), sl, equity, 2**60)
+    return entry_volume_nb(params, limits, at, side, rule, size, slipped_nb(params, side, quote), sl, 2**60)
 
 
 @kernel
@@ -330,22 +248,22 @@ def _copy_nb(values: F8, out: F8) -> None:
 
 @kernel
 def exits_nb(
-    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int, own: I8,
-    out: I8,
-) -> tuple[int, int]:
-    "Write exits, then changes of stops, of a strategy's positions; `own` becomes what is left. Return their number and the margin freed."
-    n, freed, held, excess, scratch = 0, 0, 0, 0, state.copy()
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, at: I8, own: I8, out: I8,
+) -> int:
+    "Write exits, then changes of stops, of a strategy's positions; return their number. `own` and `at` become what is left after them."
+    n, held, excess, scratch = 0, 0, 0, state.copy()
     for k in range(own.shape[0]):
         position = own[k]
         _copy_nb(state, scratch)
-        count = decide_nb(params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:])
+        count = decide_nb(params, limits, scratch, target, bar, length, at, position, out[n:])
         if count > 0 and out[n, KIND] == CLOSE:
-            freed += margin_nb(params, position[SIDE], position[POSITION_VOLUME], position[PRICE_OPEN])
+            at[AT_MARGIN] -= margin_nb(params, position[SIDE], position[POSITION_VOLUME], position[PRICE_OPEN])
+            at[AT_ORDERS] -= 1
             position[POSITION_VOLUME] = 0
             n += 1
         held += position[POSITION_VOLUME]
     if held > 0 and target[SIZE_RULE] >= SCALED and _is_new_nb(state, target):
-        asked = _asked_nb(params, limits, target, bid, ask, equity)
+        asked = _asked_nb(params, limits, state, target, at)
         excess = held - asked if asked >= 0 else 0
     for k in range(own.shape[0]):
         position = own[k]
@@ -354,25 +272,25 @@ def exits_nb(
         if part > 0 and (part == volume or part >= params[VOLUME_MIN]):
             out[n, KIND], out[n, INTENT_TICKET], out[n, INTENT_SIDE] = CLOSE, position[TICKET], -side
             out[n, INTENT_VOLUME], out[n, INTENT_SL], out[n, INTENT_TP] = part, 0, 0
-            freed += margin_nb(params, side, volume, price) - margin_nb(params, side, volume - part, price)
+            at[AT_MARGIN] -= margin_nb(params, side, volume, price) - margin_nb(params, side, volume - part, price)
+            at[AT_ORDERS] -= part == volume
             position[POSITION_VOLUME] -= part
             excess -= part
             n += 1
     for k in range(own.shape[0]):
         position = own[k]
         _copy_nb(state, scratch)
-        if position[POSITION_VOLUME] > 0 and decide_nb(
-            params, limits, scratch, target, bar, length, now, bid, ask, day, equity, 0, position, out[n:],
-        ) > 0:
-            position[POSITION_SL], position[POSITION_TP] = out[n, INTENT_SL], out[n, INTENT_TP]
-            n += 1
-    return n, freed
+        if position[POSITION_VOLUME] > 0:
+            if decide_nb(params, limits, scratch, target, bar, length, at, position, out[n:]) > 0:
+                position[POSITION_SL], position[POSITION_TP] = out[n, INTENT_SL], out[n, INTENT_TP]
+                n += 1
+            state[REFUSED_MAINTENANCE] = scratch[REFUSED_MAINTENANCE]
+    return n
 
 
 @kernel
 def entry_nb(
-    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int,
-    used_margin: int, own: I8, out: I8,
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, at: I8, own: I8, out: I8,
 ) -> int:
     "Write the entry of a strategy that has `own` left after its exits, if there is one; return 1 or 0."
     if not _is_new_nb(state, target):
@@ -381,9 +299,7 @@ def entry_nb(
     if held == 0:
         plain = target.copy()
         plain[SIZE_RULE] %= SCALED
-        return decide_nb(
-            params, limits, state, plain, bar, length, now, bid, ask, day, equity, used_margin, np.zeros(N_POSITION, np.int64), out,
-        )
+        return decide_nb(params, limits, state, plain, bar, length, at, np.zeros(N_POSITION, np.int64), out)
     state[LAST_ID] = target[TARGET_ID]
     if not target[SIZE_RULE] >= SCALED:
         return 0
@@ -391,17 +307,17 @@ def entry_nb(
         if own[k, POSITION_VOLUME] > 0:
             parts, tp = parts + 1, own[k, POSITION_TP]
             sl = own[k, POSITION_SL] if _tighter_nb(wanted, sl, own[k, POSITION_SL]) else sl
-    asked = _asked_nb(params, limits, target, bid, ask, equity)
+    asked = _asked_nb(params, limits, state, target, at)
     if 0 <= asked <= held:
         return 0
-    refused = _refusal_nb(params, limits, state, bar, length, now, bid, ask, equity)
-    if refused < 0 and asked < 0:
+    refused = refusal_nb(limits, state, bar, length, at, at[AT_ORDERS] + (0 if params[IS_NETTING] else 1))
+    if refused < 0 and (asked < 0 or (np.isnan(target[STOP]) and limits[LIMIT_RISK] < np.inf)):
         refused = REFUSED_NO_STOP
     volume = 0
     if refused < 0:
-        entry, more = slipped_nb(params, wanted, ask if wanted > 0 else bid), (asked - held) * limits[LOT_STEP]
-        volume = entry_volume_nb(params, limits, wanted, SIZE_LOTS, more, entry, 0, equity, equity - used_margin)
-        refused = REFUSED_SIZE if volume == 0 or parts == MAX_PARTS else -1
+        entry = slipped_nb(params, wanted, at[AT_ASK] if wanted > 0 else at[AT_BID])
+        volume = int(min(asked - held, free_steps_nb(params, limits, at, wanted, entry, at[AT_EQUITY] - at[AT_MARGIN])))
+        refused = REFUSED_SIZE if volume < params[VOLUME_MIN] or parts == MAX_PARTS else -1
     if refused >= 0:
         state[refused] += 1
         return 0
@@ -412,15 +328,12 @@ def entry_nb(
 
 @kernel
 def decide_each_nb(
-    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, now: int, bid: int, ask: int, day: int, equity: int,
-    used_margin: int, own: I8, out: I8,
+    params: I8, limits: F8, state: F8, target: F8, bar: I8, length: int, at: I8, own: I8, out: I8,
 ) -> int:
-    "Turn a target into at most MAX_INTENTS rows of `out` for all positions of a strategy, which are changed; return their number."
-    watch_nb(limits, state, day, now, equity)
-    n, freed = exits_nb(params, limits, state, target, bar, length, now, bid, ask, day, equity, own, out)
-    return n + entry_nb(
-        params, limits, state, target, bar, length, now, bid, ask, day, equity, used_margin - freed, own, out[n:],
-    )
+    "Turn a target into at most MAX_INTENTS rows of `out` for all positions of a strategy; return their number. `own` and `at` are changed."
+    watch_nb(limits, state, at[AT_DAY], at[AT_TIME], at[AT_EQUITY], at[AT_BALANCE])
+    n = exits_nb(params, limits, state, target, bar, length, at, own, out)
+    return n + entry_nb(params, limits, state, target, bar, length, at, own, out[n:])
 
 # %% ../../nbs/11_engine.risk.ipynb #0e0c9c13
 class RiskManager:
@@ -433,14 +346,7 @@ class RiskManager:
         timeframe_ms: int = 60_000,            # Length of the bars that decisions follow
     ):
         self.profile, self.limits, self.timeframe_ms = profile, limits or RiskLimits(), timeframe_ms
-        self.params = account_params(profile)
-        step = profile.symbol.volume_step
-        self.vector = np.array([
-            step, 10.0**profile.symbol.digits, np.floor(self.limits.max_lots / step + 1e-9), self.limits.max_drawdown,
-            self.limits.max_daily_loss, self.limits.max_spread_bps, self.limits.max_decision_age * timeframe_ms,
-            self.limits.max_notional * 100, self.limits.max_leverage, 1 - 1 / self.limits.min_margin_level, self.limits.max_gap_bps,
-            *(hour * 3_600_000 for hour in self.limits.trading_hours), 0.0, self.limits.close_at_loss,
-        ])
+        self.params, self.vector = account_params(profile), limits_vector(self.limits, profile.symbol, timeframe_ms)
         self.state = self.new_state()
         self.refused = list[str]()   # What the last decision refused, by which rule, value and limit
         self._out = np.zeros((MAX_INTENTS, N_INTENT), np.int64)
@@ -458,71 +364,116 @@ class RiskManager:
         self,
         target: F8,         # What the strategy wants after `bar`
         bar: I8,            # The last closed bar, in points
-        now: int,           # Time of the tick that closed it
-        bid: int,           # Points
-        ask: int,           # Points
-        day: int,           # Number of the broker's day
-        equity: int,        # Cents
-        used_margin: int,   # Cents
+        at: I8,             # The tick that closed it, and the account there: from `limits.moment`
         positions: I8,      # Shape (n, N_POSITION): this strategy's, the oldest first
     ) -> I8:                # Shape (n, N_INTENT): what to send, in this order
         "Return the requests that lead to `target` within the limits."
         before = self.refusals
         n = decide_each_nb(
-            self.params, self.vector, self.state, target, bar, self.timeframe_ms, now, bid, ask, day,
-            equity, used_margin, positions.copy(), self._out,
+            self.params, self.vector, self.state, target, bar, self.timeframe_ms, at.copy(), positions.copy(), self._out,
         )
         self.refused = [
-            f"{name}: {self._measured(name, bar, now, bid, ask, equity)}" for name, count in self.refusals.items() if count > before[name]
+            f"{name}: {self._measured(name, bar, at)}" for name, count in self.refusals.items() if count > before[name]
         ]
         return self._out[:n].copy()
 
-    def _measured(self, name: str, bar: I8, now: int, bid: int, ask: int, equity: int) -> str:
+    def _rules(self, at: I8, bar: I8 | None, held: int) -> dict[str, tuple[float, float, str]]:
+        "What each rule looks at: value, limit, and how both are written."
+        limits, equity, bid = self.limits, int(at[AT_EQUITY]), int(at[AT_BID])
+        steps = held + int(at[AT_OTHERS])
+        worth = steps * bid * int(self.params[VALUE_NUM]) / int(self.params[VALUE_DEN])
+        by_bar = {} if bar is None else {
+            "age": ((at[AT_TIME] - bar[BAR_TIME]) / self.timeframe_ms - 1, limits.max_decision_age, "{:g} bars after the close"),
+            "gap": (abs(bid / bar[BAR_CLOSE] - 1) * 10_000, limits.max_gap_bps, "{:.1f} bp from the last close"),
+        }
+        return by_bar | {
+            "spread": ((at[AT_ASK] - bid) / bid * 10_000, limits.max_spread_bps, "{:.1f} bp"),
+            "drawdown": (self.drawdown(equity), limits.max_drawdown, "{:.2%} under the peak"),
+            "balance drawdown": (self._lost(equity, PEAK_BALANCE), limits.max_balance_drawdown, "{:.2%} under the highest balance"),
+            "daily loss": (self._lost(equity, DAY_REFERENCE), limits.max_daily_loss, "{:.2%} lost in the day"),
+            "losses": (float(at[AT_STREAK]), limits.max_losses, "{:g} losses in a row"),
+            "orders": (float(at[AT_ORDERS]), limits.max_orders, "{:g} positions and orders"),
+            "lots": (steps * self.profile.symbol.volume_step, limits.max_lots, "{:g} lots"),
+            "worth": (worth / 100, limits.max_notional, "{:,.2f} of worth"),
+            "leverage": (worth / equity if equity > 0 else 0.0, limits.max_leverage, "{:.2f} times the equity"),
+            "margin": (at[AT_MARGIN] / equity if equity > 0 else 0.0, 1 / limits.min_margin_level, "{:.2%} of the equity as margin"),
+        }
+
+    def _measured(self, name: str, bar: I8, at: I8) -> str:
         "What a refusal was about: the value and the limit."
-        limits, lost = self.limits, 1 - equity / float(self.state[DAY_EQUITY]) if self.state[DAY_EQUITY] > 0 else 0.0
-        caps = ((limits.max_lots, "lots"), (limits.max_notional, "of money in all"), (limits.max_leverage, "times the equity"))
-        most = ", ".join(f"{cap:g} {what}" for cap, what in caps if np.isfinite(cap)) or "any size"
-        return {
-            "age": f"{(now - bar[BAR_TIME]) / self.timeframe_ms - 1:g} bars after the close, at most {limits.max_decision_age:g}",
-            "spread": f"{(ask - bid) / bid * 10_000:.1f} bp, at most {limits.max_spread_bps:g}",
-            "drawdown": f"halted, now {self.drawdown(equity):.2%} under the peak, at most {limits.max_drawdown:.2%}",
-            "daily loss": f"{lost:.2%} lost in the day, at most {limits.max_daily_loss:.2%}",
-            "no stop": "a share at risk needs a stop, and there is none",
-            "size": f"what margin, the amount at risk and the limits ({most}) leave is below {self.profile.symbol.volume_min:g} lots",
-            "gap": f"{abs(bid / bar[BAR_CLOSE] - 1) * 10_000:.1f} bp from the last close, at most {limits.max_gap_bps:g}",
-            "hours": f"{now % _DAY / 3_600_000:.2f} h UTC, only within {limits.trading_hours[0]:g} to {limits.trading_hours[1]:g}",
-        }[name]
+        limits, rules, now = self.limits, self._rules(at, bar, 0), int(at[AT_TIME])
+
+        def held_against(rule: str) -> str:
+            value, limit, text = rules[rule]
+            return f"{text.format(value)}, at most {text.format(limit).split(' ')[0]}"
+
+        if name in ("no stop", "size", "hours", "maintenance"):
+            caps = ((limits.max_lots, "lots"), (limits.max_notional, "of money in all"), (limits.max_leverage, "times the equity"))
+            most = ", ".join(f"{cap:g} {what}" for cap, what in caps if np.isfinite(cap)) or "any size"
+            return {
+                "no stop": "a share at risk needs a stop, and there is none",
+                "size": f"what margin, the amount at risk and the limits ({most}) leave is below {self.profile.symbol.volume_min:g} lots",
+                "hours": f"{now % _DAY / 3_600_000:.2f} h UTC, only within {limits.trading_hours[0]:g} to {limits.trading_hours[1]:g}",
+                "maintenance": f"weekday {(now // _DAY + 3) % 7}, {now % _DAY / 3_600_000:.2f} h UTC is within {limits.maintenance}",
+            }[name]
+        if name == "losses":
+            return f"{held_against(name)}, until {format_utc(int(at[AT_LOST] + limits.cool_down * 3_600_000))}"
+        if name == "orders":
+            return f"{held_against(name)} with the entry"
+        if name == "drawdown":
+            asked = [rule for rule in ("drawdown", "balance drawdown") if np.isfinite(rules[rule][1])]
+            return "halted, now " + " and ".join(held_against(rule) for rule in asked)
+        return held_against(name)
+
+    def frame(
+        self,
+        at: I8,                 # The account at a moment: from `limits.moment`
+        held: int = 0,          # Steps of this strategy's positions
+        bar: I8 | None = None,  # The last closed bar, for the rules that look at it
+    ) -> pd.DataFrame:          # Rows by rule: value, limit, share of the limit that is used, entries refused
+        "Return how near each limit is."
+        rows, used, counts = self._rules(at, bar, held), self.used(at, held, bar), self.refusals
+        return pd.DataFrame(
+            [(float(value), float(limit), used[rule], counts.get(rule, 0)) for rule, (value, limit, _) in rows.items()],
+            columns=["value", "limit", "used", "refused"], index=pd.Index(rows, name="rule"),
+        )
+
+    def used(
+        self,
+        at: I8,                 # As in `frame`, here and below
+        held: int = 0,
+        bar: I8 | None = None,
+    ) -> dict[str, float]:      # Rule to the share of its limit that is used; 0 where there is no limit
+        "Return how near each limit is, without a frame."
+        return {rule: max(0.0, float(value / limit)) for rule, (value, limit, _) in self._rules(at, bar, held).items()}
 
     def mode(
         self,
-        equity: int,  # Cents
-    ) -> str:         # "active", "reducing": exits alone, until the day ends, or "halted": until a person lifts it
+        at: I8,   # The account at a moment
+    ) -> str:     # "active", "reducing": exits alone, until day or cool-down end, or "halted": until a person lifts it
         "Return what the limits let through."
-        return "halted" if self.is_halted else "reducing" if _is_day_lost_nb(self.vector, self.state, equity) else "active"
+        is_reducing = is_day_lost_nb(self.vector, self.state, at[AT_EQUITY]) or is_cooling_nb(self.vector, at)
+        return "halted" if self.is_halted else "reducing" if is_reducing else "active"
+
+    def _lost(self, equity: int, column: int) -> float:
+        return max(0.0, 1 - equity / float(self.state[column])) if self.state[column] > 0 else 0.0
 
     def drawdown(
         self,
         equity: int,  # Cents
     ) -> float:       # 0 at the peak
         "Return the share of the peak equity that is lost."
-        return max(0.0, 1 - equity / float(self.state[PEAK_EQUITY])) if self.state[PEAK_EQUITY] > 0 else 0.0
+        return self._lost(equity, PEAK_EQUITY)
 
     @property
     def is_halted(self) -> bool:
-        "True when the drawdown limit was reached; only a person lifts it."
+        "True when a drawdown limit was reached; only a person lifts it."
         return bool(self.state[HALTED_AT])
 
     @property
     def refusals(self) -> dict[str, int]:
-        "How many entries each limit refused."
+        "How often each rule refused."
         return refusals(self.state)
-
-
-def refusals(
-    state: F8,            # Decision state
-) -> dict[str, int]:      # Name of the limit to its count
-    "Return how many entries each limit refused."
-    return {name: int(state[REFUSED_AGE + k]) for k, name in enumerate(REFUSALS)}
 
 
 def no_positions(

@@ -20,21 +20,8 @@ from numpy.typing import NDArray
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    N_TARGET,
-    SCALED,
-    SIZE,
-    SIZE_LOTS,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-)
+from ..engine.lots import SCALED, SIZE_FRACTION, SIZE_LOTS, SIZE_RISK
+from ..engine.risk import BREAK_EVEN, N_TARGET, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from ..market.bars import TIME, time_ms, timeframe_ms
 from ..market.clock import format_utc
 from .base import Strategy
@@ -50,6 +37,7 @@ class Sizing:
     "How large a position is, and what protects it. Distances are in units of price: one for all, or one for each bar."
     lots: float = np.nan             # Volume
     risk: float = np.nan             # Or the share of the equity that a stop may cost
+    fraction: Distance = np.nan      # Or the position's worth over the equity: one for all, or one for each bar (0 or NaN: no entry there)
     stop: Distance = np.nan          # From the entry to the stop loss; NaN for none, here and below
     take_profit: Distance = np.nan
     trailing: Distance = np.nan
@@ -58,10 +46,12 @@ class Sizing:
     is_scaled: bool = False          # Bring a position that is held to its size (default: it keeps its volume until it is closed)
 
     def __post_init__(self) -> None:
-        if np.isnan(self.lots) == np.isnan(self.risk):
-            raise BtcbotError(f"Sizing(lots={self.lots}, risk={self.risk}): give one of the two.")
+        given = [not np.isnan(self.lots), not np.isnan(self.risk), not np.isnan(np.asarray(self.fraction, np.float64)).all()]
+        if sum(given) != 1:
+            raise BtcbotError(f"Sizing(lots={self.lots}, risk={self.risk}, fraction={self.fraction}): give one of the three.")
         for name, value in asdict(self).items():
-            if name != "is_scaled" and (np.asarray(value, np.float64) <= 0).any():
+            is_low = np.asarray(value, np.float64) < (0 if np.ndim(value) and name == "fraction" else np.nextafter(0, 1))
+            if name != "is_scaled" and is_low.any():
                 raise BtcbotError(f"Sizing: {name} must be above 0, and NaN for none.")
 
 # %% ../../nbs/49_strategies.arrays.ipynb #230823f1
@@ -237,7 +227,11 @@ def _arrays(bars: pd.DataFrame, since: I8, positions: F8, sizing: Sizing, timefr
         targets[:, column] = distance if isinstance(distance, int | float) else _column(distance, bars, what)[since]
     if len(bars) and not (len(since) and since[0] == 0):
         since, positions, targets = np.append(0, since), np.append(0.0, positions), np.vstack([np.full(N_TARGET, np.nan), targets])
-    rule, size = (SIZE_LOTS, sizing.lots) if not np.isnan(sizing.lots) else (SIZE_RISK, sizing.risk)
+    rule, size = next(
+        (rule, size) for rule, size in ((SIZE_LOTS, sizing.lots), (SIZE_RISK, sizing.risk), (SIZE_FRACTION, sizing.fraction))
+        if not np.isnan(np.asarray(size, np.float64)).all()
+    )
+    size = size if isinstance(size, int | float) else _column(size, bars, "fraction")[since].astype(np.float64)
     targets[:, TARGET_SIDE], targets[:, SIZE_RULE] = np.sign(positions), rule + SCALED * sizing.is_scaled
     targets[:, SIZE] = size * np.where(positions == 0, 1.0, np.abs(positions))
     targets[:, TIME_LIMIT] = sizing.hold * timeframe_ms(timeframe)

@@ -17,19 +17,8 @@ import numpy as np
 
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    N_TARGET,
-    SIZE,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-)
+from ..engine.lots import SIZE_RISK
+from ..engine.risk import BREAK_EVEN, N_TARGET, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from ..market.bars import CLOSE, TIME, timeframe_ms
 from .base import Strategy
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ import pandas as pd
 from ..core.database import open_database
 from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
-from ..engine.risk import RiskLimits
+from ..engine.limits import RiskLimits, limits_from
 from ..market.bars import time_index
 from ..market.clock import format_utc
 from ..market.profile import BrokerProfile, profile_fields, profile_from
@@ -160,9 +160,8 @@ class DecisionLog:
         found = []
         for number, began, text in self._all("SELECT number, began_ms, conditions FROM runs ORDER BY number"):
             said = json.loads(str(text))
-            given, profile = said.pop("limits").items(), profile_from(said.pop("profile"))
-            limits: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
-            found.append(Run(int(str(number)), int(str(began)), profile=profile, limits=RiskLimits(**limits), **said))
+            limits, profile = limits_from(said.pop("limits")), profile_from(said.pop("profile"))
+            found.append(Run(int(str(number)), int(str(began)), profile=profile, limits=limits, **said))
         return found
 
     def bars(

@@ -25,7 +25,8 @@ from ..core.metrics import Metrics
 from ..data.certificates import CertificateFile
 from ..data.ingest import DataIngestor
 from ..data.store import Store
-from ..engine.risk import INTENT_SIDE, INTENT_VOLUME, KIND, OPEN_POSITION, RiskLimits
+from ..engine.limits import RiskLimits
+from ..engine.risk import INTENT_SIDE, INTENT_VOLUME, KIND, OPEN_POSITION
 from ..market.bars import timeframe_ms
 from ..market.clock import format_utc, server_clock, to_utc
 from ..market.profile import BrokerProfile

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.jit import F8, I8
 from ..engine.conditions import VALUE_DEN, VALUE_NUM
-from ..engine.risk import DAY, DAY_EQUITY, HALTED_AT, PEAK_EQUITY
+from ..engine.limits import DAY, DAY_REFERENCE, HALTED_AT, PEAK_BALANCE, PEAK_EQUITY, Reference
 from ..terminal.contract import C, TradeDeal
 from ..terminal.journal import OrderJournal
 
@@ -88,10 +88,13 @@ class Standing:
         params: I8,              # Conditions of the account
         points: float,           # Per unit of price
         step: float,             # Volume step, in lots
+        reference: Reference = "equity",   # What the day's loss counts from
     ):
         self._journal = journal
         self._cents_per_price = points * params[VALUE_NUM] / params[VALUE_DEN] / step
+        self._reference: Reference = reference
         self._peak, self._kept = 0.0, dict[str, float]()    # as they stand in the journal
+        self.streak, self.lost_at = 0, 0                    # Losing deals in a row, and the server's time of the last in ms
         self._money, self._ticket, self._excess = 0, 0, 0
 
     def begin(
@@ -108,17 +111,24 @@ class Standing:
         self._money, self._ticket = _money(account), max((deal.ticket for deal in deals), default=0)
         if fact is None:
             return said
-        known = json.loads(fact)
+        known = {"peak_balance": 0.0, "streak": 0, "lost_at": 0} | json.loads(fact)
         paid = sum(round(deal.profit * 100) for deal in deals if deal.type not in _TRADES and deal.ticket > known["ticket"])
         state[PEAK_EQUITY], state[HALTED_AT] = known["peak"] + paid, known["halted_at"]
+        state[PEAK_BALANCE] = known["peak_balance"] + paid
+        self.streak, self.lost_at = int(known["streak"]), int(known["lost_at"])
+        self._follow([deal for deal in deals if deal.ticket > known["ticket"]])
         if known["day"] == day:
-            state[DAY], state[DAY_EQUITY] = day, known["day_equity"] + paid
+            state[DAY], state[DAY_REFERENCE] = day, known["day_equity"] + paid
         else:
             midnight_ms = day * 86_400_000
-            there = midnight_equity(deals, midnight_ms, self._money, *around, self._cents_per_price)
-            state[DAY], state[DAY_EQUITY] = day, max(there, equity)
+            there = max(midnight_equity(deals, midnight_ms, self._money, *around, self._cents_per_price), equity)
+            balance = midnight_equity(deals, midnight_ms, self._money, np.nan, np.nan, self._cents_per_price)
+            state[DAY] = day
+            state[DAY_REFERENCE] = {"equity": there, "balance": balance, "larger": max(there, balance)}[self._reference]
             known_to = "the most that the equity can have been" if around[0] <= around[1] else "the balance then, since bars are missing"
-            said.append(f"nobody watched at the server's midnight: the daily loss counts from {state[DAY_EQUITY] / 100:,.2f}, {known_to}")
+            if self._reference == "balance":
+                known_to = "the balance then"
+            said.append(f"nobody watched at the server's midnight: daily loss counts from {state[DAY_REFERENCE] / 100:,.2f}, {known_to}")
         if state[HALTED_AT] > 0:
             said.append("entries are halted by the drawdown limit, as before the restart: btcbot lift, after you have looked")
         if paid:
@@ -147,18 +157,29 @@ class Standing:
         if abs(change - explained) > len(new):     # a cent of rounding for each deal; the rest of the deals is still to come
             return 0
         self._excess, self._money, self._ticket = 0, _money(account), max((deal.ticket for deal in new), default=self._ticket)
+        self._follow(new)
         if paid and state[PEAK_EQUITY] > 0:
             state[PEAK_EQUITY] += paid
-            state[DAY_EQUITY] += paid
+            state[PEAK_BALANCE] += paid
+            state[DAY_REFERENCE] += paid
             self._peak += paid
         return paid
 
+    def _follow(self, deals: Sequence[TradeDeal]) -> None:
+        "Count closing deals in a row that lost money."
+        for deal in sorted(deals, key=lambda deal: (deal.time_msc, deal.ticket)):
+            gained = round(_gained(deal) * 100) if deal.type in _TRADES and deal.entry != C.DEAL_ENTRY_IN else 0
+            if gained < 0:
+                self.streak, self.lost_at = self.streak + 1, deal.time_msc
+            elif gained > 0:
+                self.streak = 0
+
     def counted(
         self,
-        equity: int,   # Cents, as the terminal says
+        money: int,    # Cents, equity or balance as the terminal says
     ) -> int:          # Cents, without money that no deal explains yet
-        "Return the equity that limits are held against."
-        return equity - self._excess
+        "Return the money that limits are held against."
+        return money - self._excess
 
     def lifted(
         self,
@@ -169,7 +190,7 @@ class Standing:
         who = self._journal.fact(LIFT) if state[HALTED_AT] > 0 else None
         if who is None:
             return ""
-        state[HALTED_AT], state[PEAK_EQUITY] = 0, equity
+        state[HALTED_AT], state[PEAK_EQUITY], state[PEAK_BALANCE] = 0, equity, equity
         self._peak = 0.0
         self.keep(state)
         self._journal.forget(LIFT)
@@ -180,7 +201,10 @@ class Standing:
         state: F8,   # After a decision
     ) -> None:
         "Write down what must outlive this process, where it changed."
-        now = {"day": state[DAY], "day_equity": state[DAY_EQUITY], "halted_at": state[HALTED_AT], "ticket": self._ticket}
+        now = {
+            "day": state[DAY], "day_equity": state[DAY_REFERENCE], "halted_at": state[HALTED_AT], "ticket": self._ticket,
+            "peak_balance": state[PEAK_BALANCE], "streak": self.streak, "lost_at": self.lost_at,
+        }
         if now == self._kept and state[PEAK_EQUITY] <= self._peak:
             return
         if state[PEAK_EQUITY] > self._peak:

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from ..core.errors import BtcbotError
-from ..engine.risk import SIZE_LOTS
+from ..engine.lots import SCALED, SIZE_FRACTION, SIZE_LOTS, SIZE_RISK
 from ..market.clock import format_utc
 from ..strategies.base import Strategy
 from ..terminal.contract import RETCODES, C
@@ -59,7 +59,8 @@ def _moment(ms: int) -> str:
 def _wanted(target: Mapping[str, float]) -> str:
     side = {1: "buy", -1: "sell"}.get(int(target["side"]), "be flat")
     rule, size = target["target_2"], target["target_3"]
-    sized = f"{size:g} lots" if rule % 2 == SIZE_LOTS else f"{size:.4%} of the equity at risk"
+    texts = {SIZE_LOTS: "{:g} lots", SIZE_RISK: "{:.4%} of the equity at risk", SIZE_FRACTION: "a worth of {:g} times the equity"}
+    sized = texts[rule % SCALED].format(size)
     names = ("stop", "target", "trailing stop", "break-even after")
     levels = [f"{name} {target[f'target_{k}']:.8g}" for k, name in enumerate(names, start=4) if not np.isnan(target[f"target_{k}"])]
     limit = target["target_8"]

@@ -24,12 +24,13 @@ from ..core.metrics import Metrics
 from ..core.progress import progress
 from ..data.certificates import CertificateFile, Filed
 from ..engine import account as engine
-from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, RiskLimits, RiskManager, TARGET_ID, no_positions
+from ..engine.limits import AT_EQUITY, RiskLimits, moment
+from ..engine.risk import CLOSE, INTENT_TICKET, INTENT_VOLUME, KIND, TARGET_ID, RiskManager, no_positions
 from ..market.bars import BAR_COLUMNS, VOLUME, bar_block, content_hash, known_volume, point_bars, time_index, time_ms, timeframe_ms
 from ..market.clock import ServerClock, format_utc, to_server, to_utc, to_utc_in_order
 from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
-from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick, TradeDeal, TradePosition
+from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick, TradeDeal, TradeOrder, TradePosition
 from ..terminal.evidence import look_calls, look_from
 from ..terminal.journal import OrderJournal, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
@@ -149,7 +150,7 @@ class Trader:
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
         self._refused, self._keeper = self.risk.refusals, StopKeeper()
         self._unit = 10.0**profile.symbol.digits
-        self.standing = Standing(journal, self.risk.params, self._unit, profile.symbol.volume_step)
+        self.standing = Standing(journal, self.risk.params, self._unit, profile.symbol.volume_step, self._limits.daily_reference)
         self._recent = pd.DataFrame({"low": [], "high": []}, index=time_index(np.zeros(0, np.int64)))
         name, number = profile.symbol.name, TIMEFRAMES[timeframe]
         self.calls: tuple[Call, ...] = (
@@ -157,6 +158,7 @@ class Trader:
             ("symbol_info_tick", (name,), {}),
             ("account_info", (), {}),
             ("positions_get", (), {"symbol": name}),
+            ("orders_get", (), {"symbol": name}),
         )
 
     def warm_up(
@@ -189,8 +191,9 @@ class Trader:
             code, text = self.terminal.last_error()
             missing = ", ".join(call[0] for call, answer in zip(self.calls, answers, strict=True) if answer is None)
             raise TerminalUnreachable(f"The terminal gave no answer to {missing} ({code}: {text}).")
-        rates, tick, account, positions = (
+        rates, tick, account, positions, orders = (
             cast(Rows, answers[0]), cast(Tick, answers[1]), cast(AccountInfo, answers[2]), cast(tuple[TradePosition, ...], answers[3]),
+            cast(tuple[TradeOrder, ...], answers[4]),
         )
         metrics, block = self.metrics, self._closed(rates, now := self._utc(tick.time_msc, self._now))
         self._now = now
@@ -219,11 +222,9 @@ class Trader:
         metrics.spread.set(round((tick.ask - tick.bid) * self._unit))
         if is_first:
             return 0
-        bar, equity = point_bars(block[-1:], self.profile.symbol.digits)[0], self._equity(account, tick.time_msc)
-        intents = self.risk.decide(
-            self.stream.last, bar, now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY,
-            equity, round(account.margin * 100), own := self._own(positions),
-        )
+        bar, own = point_bars(block[-1:], self.profile.symbol.digits)[0], self._own(positions)
+        at = self._moment(now, tick, account, positions, orders)
+        intents, equity = self.risk.decide(self.stream.last, bar, at, own), int(at[AT_EQUITY])
         self.standing.keep(self.risk.state)  # before an order goes
         if self.decisions is not None:
             self.decisions.decided(
@@ -243,6 +244,8 @@ class Trader:
         if len(intents):
             metrics.stages["order"].observe((done := time.perf_counter()) - sent)
             self.record.decided_ms.append((done - began) * 1000)
+        for rule, used in self.risk.used(at, int(own[:, engine.POSITION_VOLUME].sum()), bar).items():
+            metrics.risk_used[rule].set(used)
         return len(intents)
 
     def _begin_log(self, now: int, account: AccountInfo, positions: Sequence[TradePosition]) -> None:
@@ -280,6 +283,19 @@ class Trader:
         if who := self.standing.lifted(self.risk.state, equity):
             _log.warning("%s lifted the halt: the drawdown counts from %.2f", who, equity / 100)
         return equity
+
+    def _moment(
+        self, now: int, tick: Tick, account: AccountInfo, positions: Sequence[TradePosition], orders: Sequence[TradeOrder],
+    ) -> I8:
+        "What limits look at: others' positions and pending orders count, too."
+        others = sum(p.volume for p in positions if not self.is_own(p)) + sum(order.volume_current for order in orders)
+        equity, standing = self._equity(account, tick.time_msc), self.standing
+        return moment(
+            now, self._points(tick.bid), self._points(tick.ask), tick.time_msc // _DAY, equity, round(account.margin * 100),
+            standing.counted(round((account.balance + account.credit) * 100)), standing.streak,
+            self._past(standing.lost_at), len(positions) + len(orders),
+            round(others / self.profile.symbol.volume_step),
+        )
 
     def reconcile(self) -> list[Difference]:   # Also in `differences`; empty where all agrees
         "Compare the journal with the broker's records; where an invariant is broken for long, no entry follows until a person has looked."
@@ -319,6 +335,8 @@ class Trader:
             self._count("unknown")
             raise
         self._count(fill.outcome)
+        if not fill.key:   # refused before it was an order
+            self.metrics.risk_refusals["pace" if fill.action == "drop" else "stopped"].inc()
         if fill.action == "wait" and intent[KIND] == CLOSE:
             intent[INTENT_VOLUME] -= fill.volume
             self._waiting[int(intent[INTENT_TICKET])] = intent, bar_time, fill.attempt
@@ -385,9 +403,13 @@ class Trader:
     def _opened(self, position: TradePosition) -> int:
         "When a position was opened, UTC: as it was understood when it was first seen."
         if position.ticket not in self._opens:
-            latest = to_utc(self.clock, int(position.time_msc), "latest")
-            self._opens[position.ticket] = latest if latest <= self._now else to_utc(self.clock, int(position.time_msc), "earliest")
+            self._opens[position.ticket] = self._past(position.time_msc)
         return self._opens[position.ticket]
+
+    def _past(self, server_ms: int) -> int:
+        "The moment of something that has happened, UTC: the later of two in the hour that comes twice, if that isn't still to come."
+        latest = to_utc(self.clock, int(server_ms), "latest")
+        return latest if latest <= self._now else to_utc(self.clock, int(server_ms), "earliest")
 
     def _points(self, price: float) -> int:
         return round(price * self._unit)

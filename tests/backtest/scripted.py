@@ -15,22 +15,9 @@ from btcbot.engine import account as engine
 from btcbot.engine.bars import bar_open_nb, bar_rest_nb, tick_nb
 from btcbot.engine.conditions import account_params, volume_steps
 from btcbot.engine.deals import close_nb, modify_nb, open_nb
-from btcbot.engine.risk import (
-    BREAK_EVEN,
-    N_TARGET,
-    SCALED,
-    SIZE,
-    SIZE_LOTS,
-    SIZE_RISK,
-    SIZE_RULE,
-    STOP,
-    TAKE_PROFIT,
-    TARGET_ID,
-    TARGET_SIDE,
-    TIME_LIMIT,
-    TRAILING,
-    RiskLimits,
-)
+from btcbot.engine.limits import RiskLimits
+from btcbot.engine.lots import SCALED, SIZE_LOTS, SIZE_RISK
+from btcbot.engine.risk import BREAK_EVEN, N_TARGET, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
 from btcbot.market.bars import TIME, time_index, time_ms
 from btcbot.market.profile import BrokerProfile, SymbolSpec
 from btcbot.strategies.base import Strategy

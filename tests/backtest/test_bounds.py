@@ -14,7 +14,7 @@ from btcbot.engine import account as engine
 from btcbot.engine.bars import tick_nb
 from btcbot.engine.conditions import account_params
 from btcbot.engine.deals import open_nb
-from btcbot.engine.risk import RiskLimits
+from btcbot.engine.limits import RiskLimits
 from btcbot.market.clock import midnight_weekdays, midnights, server_clock
 from btcbot.market.profile import broker_profile
 from btcbot.strategies.arrays import Sizing, target_positions

@@ -51,7 +51,8 @@ from btcbot.engine.account import (
     TIME_OPEN,
 )
 from btcbot.engine.conditions import volume_steps
-from btcbot.engine.risk import CHANGE_STOPS, TARGET_ID, RiskLimits, RiskManager, no_positions
+from btcbot.engine.limits import RiskLimits, moment
+from btcbot.engine.risk import CHANGE_STOPS, TARGET_ID, RiskManager, no_positions
 
 RANGE: Prices = (100, 102, 98, 100, 0)  # opens and closes in the middle
 
@@ -844,8 +845,8 @@ def test_freeze_is_not_even_asked_for(bid: int, asked: list[list[int]]) -> None:
     positions[0, [TICKET, SIDE, POSITION_VOLUME, PRICE_OPEN, SL, TIME_OPEN]] = 1, 1, 100, 10_000, 9_990, START
     target, bar = want(-1, 1, trailing=1.0), np.array([START, 10_000, 10_100, 9_995, bid, 0])
     risk.state = risk.new_state(float(target[TARGET_ID]))
-    now = {"now": START + MINUTE, "bid": bid, "ask": bid, "day": 0, "equity": 1_000_000, "used_margin": 1_000}
-    assert risk.decide(target, bar, positions=positions, **now).tolist() == asked
+    at = moment(now=START + MINUTE, bid=bid, ask=bid, day=0, equity=1_000_000, used_margin=1_000)
+    assert risk.decide(target, bar, at, positions).tolist() == asked
 
 
 def test_freeze_that_the_server_refuses() -> None:

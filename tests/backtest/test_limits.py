@@ -15,20 +15,18 @@ from btcbot.backtest.backtester import Backtester
 from btcbot.core.jit import F8, I8, kernel
 from btcbot.data.certificates import CertificateFile
 from btcbot.engine.account import POSITION_VOLUME, PRICE_OPEN, SIDE, TICKET
+from btcbot.engine.limits import HALTED_AT, RiskLimits, moment
+from btcbot.engine.lots import SCALED, SIZE_LOTS
 from btcbot.engine.risk import (
     CLOSE,
-    HALTED_AT,
     INTENT_VOLUME,
     KIND,
     N_TARGET,
     OPEN_POSITION,
-    SCALED,
     SIZE,
-    SIZE_LOTS,
     SIZE_RULE,
     TARGET_ID,
     TARGET_SIDE,
-    RiskLimits,
     RiskManager,
     no_positions,
 )
@@ -47,13 +45,20 @@ BASE = broker_profile("crypto-24x7")
 COSTS = replace(BASE.symbol, spread_points=0, spread_bps=0.0, swap_long=0.0, swap_short=0.0)  # commission and slippage stay
 PROFILE = replace(BASE, symbol=COSTS, deposit=100_000.0)
 GREEDS = ("always in", "flip each bar", "huge size", "martingale")
+FREE = RiskLimits(max_lots=2, max_drawdown=float("inf"), max_daily_loss=float("inf"))
 LIMITS = {
-    "size": RiskLimits(max_lots=0.7, max_drawdown=float("inf"), max_daily_loss=float("inf")),
-    "worth": RiskLimits(max_lots=100, max_notional=25_000, max_drawdown=float("inf"), max_daily_loss=float("inf")),
-    "leverage": RiskLimits(max_lots=100, max_leverage=0.4, max_drawdown=float("inf"), max_daily_loss=float("inf")),
-    "margin level": RiskLimits(max_lots=100, min_margin_level=8.0, max_drawdown=float("inf"), max_daily_loss=float("inf")),
-    "drawdown": RiskLimits(max_lots=2, max_drawdown=0.02, max_daily_loss=float("inf"), close_at_loss=True),
-    "daily loss": RiskLimits(max_lots=2, max_drawdown=float("inf"), max_daily_loss=0.005, close_at_loss=True),
+    "size": replace(FREE, max_lots=0.7),
+    "worth": replace(FREE, max_lots=100, max_notional=25_000),
+    "leverage": replace(FREE, max_lots=100, max_leverage=0.4),
+    "margin level": replace(FREE, max_lots=100, min_margin_level=8.0),
+    "drawdown": replace(FREE, max_drawdown=0.02, close_at_loss=True),
+    "drawdown of the balance": replace(FREE, max_balance_drawdown=0.02, close_at_loss=True),
+    "daily loss": replace(FREE, max_daily_loss=0.005, close_at_loss=True),
+    "daily loss of the balance": replace(FREE, max_daily_loss=0.005, daily_reference="balance", close_at_loss=True),
+    "daily loss of the larger": replace(FREE, max_daily_loss=0.005, daily_reference="larger", close_at_loss=True),
+    "losses": replace(FREE, max_losses=2, cool_down=0.5),
+    "orders": replace(FREE, max_orders=2),
+    "maintenance": replace(FREE, maintenance=tuple((day, 1, 23.5) for day in range(0, 7, 2))),
 }
 
 
@@ -78,12 +83,19 @@ def greedy(greed: str) -> Strategy:
     return Strategy("greedy", greedy_nb, {"greed": float(GREEDS.index(greed))}, n_float=0, n_int=0, warm_up=0)
 
 
+def booked(money: float) -> float:
+    """Whole cents; a half goes away from zero."""
+    return float(np.sign(money) * np.floor(abs(money) * 100 + 0.5 + 1e-6) / 100)
+
+
 class Book:
     """The account as the deals and the bars say, kept without the engine; each entry and each loss is held against the limits."""
 
     def __init__(self, limits: RiskLimits) -> None:
         self.limits, self.counts = limits, Counter[str]()
         self.money = self.peak = self.reference = PROFILE.deposit
+        self.best = PROFILE.deposit  # balance
+        self.streak, self.lost_at = 0, 0
         self.held, self.day, self.is_halted = dict[int, tuple[float, float]](), -1, False  # lots, negative when short, and price
         self.quote, self.costs = 0.0, 0.0  # at the last check, and what the deals there cost
 
@@ -97,10 +109,15 @@ class Book:
         limits, lots = self.limits, self.lots
         equity = self.money + sum(part * (quote - price) for part, price in self.held.values())
         if time // 86_400_000 != self.day:
-            self.day, self.reference = time // 86_400_000, equity
-        self.peak = max(self.peak, equity)
-        floor = max(self.peak * (1 - limits.max_drawdown), self.reference * (1 - limits.max_daily_loss))
-        self.is_halted = self.is_halted or equity < self.peak * (1 - limits.max_drawdown) - 0.05
+            references = {"equity": equity, "balance": self.money, "larger": max(equity, self.money)}
+            self.day, self.reference = time // 86_400_000, references[limits.daily_reference]
+        self.peak, self.best = max(self.peak, equity), max(self.best, self.money)
+        least = max(self.peak * (1 - limits.max_drawdown), self.best * (1 - limits.max_balance_drawdown))
+        floor = max(least, self.reference * (1 - limits.max_daily_loss))
+        self.is_halted = self.is_halted or equity < least - 0.05
+        is_cooling = self.streak >= limits.max_losses and time - self.lost_at < limits.cool_down * 3_600_000
+        weekday, hour = (time // 86_400_000 + 3) % 7, time % 86_400_000 / 3_600_000
+        is_shut = any(day == weekday and begin <= hour < end for day, begin, end in limits.maintenance)
         is_past = self.is_halted or equity < floor - 0.05
         costs = sum(abs(price - quote) * volume - commission for _, _, _, volume, price, commission in deals)
         for side, entry, position, volume, price, commission in deals:
@@ -108,6 +125,8 @@ class Book:
             part, paid = self.held.pop(position, (0.0, price))
             if entry == "in":
                 assert not is_past
+                assert not is_cooling
+                assert not is_shut
                 assert self.lots * change >= 0
                 self.held[position] = part + change, (paid * part + price * change) / (part + change)
                 worth = abs(self.lots) * price
@@ -116,8 +135,15 @@ class Book:
                 assert worth <= limits.max_notional + 1e-6
                 assert worth <= limits.max_leverage * equity + 0.05
                 assert margin * limits.min_margin_level <= equity + 0.5
+                assert len(self.held) <= limits.max_orders
             else:
-                self.money += round(-change * (price - paid), 2)  # a deal is booked in cents
+                profit = booked(-change * (price - paid))
+                self.money += profit
+                if (gained := round(profit + commission, 2)) < 0:
+                    self.streak, self.lost_at = self.streak + 1, time
+                elif gained > 0:
+                    self.streak = 0
+                self.counts["cool-downs"] += self.streak == limits.max_losses
                 if abs(part + change) > 1e-9:
                     self.held[position] = part + change, paid
             self.money += commission
@@ -158,7 +184,8 @@ def test_greed_in_the_backtest(rounds: int) -> None:
         assert counts["entries"] > 0, (name, greed)
         total += counts
     print("\n" + ", ".join(f"{name}: {count}" for name, count in sorted(total.items())))
-    assert total["losses"] >= 10
+    assert total["losses"] >= 20
+    assert total["cool-downs"] >= 10
 
 
 @pytest.mark.jit
@@ -188,6 +215,13 @@ def test_greed_live(rounds: int, tmp_path: Path) -> None:
 
 REFUSING = {
     "age": (RiskLimits(max_decision_age=0.01), {"now": 120_000}),
+    "losses": (RiskLimits(max_losses=1), {"streak": 1, "lost_at": 1}),
+    "orders": (RiskLimits(max_orders=1), {"orders": 5}),
+    "maintenance": (RiskLimits(maintenance=((3, 0, 1),)), {}),
+    "drawdown of the balance": (RiskLimits(max_drawdown=0.9, max_balance_drawdown=0.01), {"equity": 9_000_000}),
+    "risk without a stop": (RiskLimits(max_risk=0.01), {}),
+    "others": (RiskLimits(), {"others": 1_000}),
+    "shrunk": (RiskLimits(max_drawdown=0.9, max_daily_loss=0.9, shrink_at=0.05), {"equity": 9_000_000}),
     "spread": (RiskLimits(max_spread_bps=0.01), {}),
     "gap": (RiskLimits(max_gap_bps=0.01), {"bid": 2_990_000}),
     "hours": (RiskLimits(trading_hours=(3, 4)), {}),
@@ -211,13 +245,13 @@ def test_no_limit_keeps_a_position_open(rule: str, closes: bool, is_halted: bool
     for held, (wanted, size, is_scaled) in product((1, -1), ((0, 1.0, 0), (-1, 1.0, 0), (1, 0.2, 1), (-1, 0.2, 1), (0, 0.2, 1))):
         manager = RiskManager(PROFILE, replace(limits, close_at_loss=closes))
         idle = np.full(N_TARGET, np.nan)
-        manager.decide(idle, bar, positions=no_positions(), **given)  # the day's and the peak's equity
+        manager.decide(idle, bar, moment(**given), no_positions())  # the day's and the peak's equity
         manager.state[HALTED_AT] = is_halted
         own = no_positions(2)
         own[:, TICKET], own[:, SIDE], own[:, POSITION_VOLUME], own[:, PRICE_OPEN] = (7, 8), held, (30, 20), 3_000_000
         target = idle.copy()
         target[[TARGET_ID, TARGET_SIDE, SIZE_RULE, SIZE]] = 1, wanted * held, SIZE_LOTS + SCALED * is_scaled, size
-        sent = manager.decide(target, bar, positions=own, **(given | changes))
+        sent = manager.decide(target, bar, moment(**given | changes), own)
         closed = sum(row[INTENT_VOLUME] for row in sent if row[KIND] == CLOSE)
         assert not any(row[KIND] == OPEN_POSITION for row in sent)
         assert closed >= (30 if wanted == 1 else 50)

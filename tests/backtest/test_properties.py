@@ -17,7 +17,8 @@ from scripted import DAY, MINUTE, PLAIN, START, frame, script, terms, want
 from btcbot.backtest import backtester
 from btcbot.backtest.backtester import Backtester, Result
 from btcbot.core.jit import F8
-from btcbot.engine.risk import TARGET_SIDE, RiskLimits
+from btcbot.engine.limits import RiskLimits
+from btcbot.engine.risk import TARGET_SIDE
 from btcbot.market.bars import time_ms
 from btcbot.market.profile import BrokerProfile
 from btcbot.strategies.base import Strategy

@@ -21,7 +21,9 @@ from btcbot.engine.account import BALANCE, DONE, N_POSITIONS, TICKET, new_accoun
 from btcbot.engine.bars import tick_nb
 from btcbot.engine.conditions import account_params
 from btcbot.engine.deals import close_nb, open_nb
-from btcbot.engine.risk import SIZE, SIZE_LOTS, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, RiskLimits
+from btcbot.engine.limits import RiskLimits
+from btcbot.engine.lots import SIZE_LOTS
+from btcbot.engine.risk import SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE
 from btcbot.market.bars import CLOSE, OPEN, TIME, time_index
 from btcbot.market.profile import BrokerProfile
 from btcbot.strategies.base import SignalStream, Strategy

@@ -16,7 +16,7 @@ from scripted import DAY, MINUTE, PLAIN, START, frame, terms
 
 from btcbot.backtest.backtester import Backtester
 from btcbot.core.jit import F8
-from btcbot.engine.risk import RiskLimits
+from btcbot.engine.limits import RiskLimits
 from btcbot.market.bars import time_ms
 from btcbot.market.profile import BrokerProfile
 from btcbot.strategies.arrays import Sizing, TargetArrays, target_positions

@@ -14,7 +14,7 @@ from btcbot.backtest.backtester import Result
 from btcbot.backtest.rules import Above, Below, Crosses, Parameter, RuleStrategy
 from btcbot.backtest.sweep import Sweep, sweep
 from btcbot.core.errors import BtcbotError
-from btcbot.engine.risk import RiskLimits
+from btcbot.engine.limits import RiskLimits
 from btcbot.market.clock import utc_ms
 from btcbot.market.profile import PROFILES
 from btcbot.market.synthetic import synthetic_bars

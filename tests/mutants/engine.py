@@ -32,6 +32,7 @@ MUTANTS = read_mutants(Path(__file__).with_name("engine.txt").read_text(encoding
 
 # Tests that could find a fault of a file, the quickest first. The comparison of backtester and trader is none of them: both use the engine.
 _LEDGERS, _REFERENCE = "tests/backtest/test_ledgers.py", "tests/test_twin_reference.py"
+_LIMITS, _SIZES = "tests/backtest/test_limits.py", "tests/backtest/test_sizes.py"
 _ORDERS, _SHORT_WAY = "tests/test_twin_orders_reference.py", "tests/backtest/test_calm_bars.py"
 TESTS: dict[str, tuple[str, ...]] = {
     "engine/conditions.py": (
@@ -44,7 +45,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "engine/account.py": (_LEDGERS, "nbs/11_engine.account.ipynb", "nbs/11_engine.deals.ipynb", _REFERENCE),
     "engine/deals.py": (_LEDGERS, "nbs/11_engine.deals.ipynb", _REFERENCE),
     "engine/bars.py": (_LEDGERS, "nbs/12_engine.bars.ipynb", _SHORT_WAY, _REFERENCE, _ORDERS),
-    "engine/risk.py": (_LEDGERS, "nbs/11_engine.risk.ipynb"),
+    "engine/limits.py": (_LEDGERS, "nbs/11_engine.limits.ipynb", "nbs/11_engine.risk.ipynb", _LIMITS),
+    "engine/lots.py": (_LEDGERS, "nbs/11_engine.lots.ipynb", _SIZES),
+    "engine/risk.py": (_LEDGERS, "nbs/11_engine.risk.ipynb", _LIMITS),
     "backtest/playback.py": (_LEDGERS, _SHORT_WAY),
     "backtest/bounds.py": (_LEDGERS, "nbs/50_backtest.bounds.ipynb"),
     "engine/orders.py": ("nbs/12_engine.orders.ipynb", _ORDERS),
