@@ -88,7 +88,7 @@ def limits_from(
             near = difflib.get_close_matches(name, known, 1)
             raise BtcbotError(f"There is no limit {name!r}: {f'did you mean {near[0]}?' if near else 'use ' + ', '.join(known) + '.'}")
     listed = {name: tuple(tuple(part) if isinstance(part, list) else part for part in value)
-              for name, value in given.items() if isinstance(value, list)}  # fmt: skip
+              for name, value in given.items() if isinstance(value, list)}
     return RiskLimits(**{**given, **listed})
 
 # %% ../../nbs/11_engine.limits.ipynb #98c8bca7
