@@ -239,6 +239,7 @@ class Accounts:
         limits: RiskLimits | None,     # What the risk manager refuses (default: `RiskLimits()`)
         count: int,                    # Accounts
         first: int = 0,                # Bar at which trading begins
+        is_daily: bool = False,        # True to keep the return of each day
     ):
         risk, deposit = RiskManager(market.profile, limits, market.length), round(market.profile.deposit * 100)
         days = [time // _DAY for time in market.ends(first)]
@@ -247,7 +248,7 @@ class Accounts:
         self.fixed = (risk.params, risk.vector, market.rollovers, self.parts, market.length)
         account, positions = new_account(deposit, _POSITIONS)
         self.accounts, self.positions = np.tile(account, (count, 1)), np.zeros((count, *positions.shape), np.int64)
-        self.states, self.figures = np.tile(risk.new_state(), (count, 1)), new_figures(count, deposit, days[0])
+        self.states, self.figures = np.tile(risk.new_state(), (count, 1)), new_figures(count, deposit, days[0], self.days * is_daily)
         self.last = np.full((count, N_TARGET), np.nan)
         self.last[:, TARGET_SIDE] = 0
         self.log = new_deals(512)
@@ -297,13 +298,14 @@ class AccountTier:
     first: int = 0                  # Bar at which trading begins
     workers: int = 1                # Threads
     memory: int = 256 * 2**20       # Bytes for states and features
+    is_daily: bool = False          # True to keep the return of each day
 
     metrics = METRICS
 
     @property
     def chunk(self) -> int:
         "Combinations that half of the memory has room for."
-        return max(self.memory // 2 // _STATE, 1)
+        return max(self.memory // 2 // (_STATE + 24 * self.days * self.is_daily), 1)
 
     @property
     def deposit(self) -> int:
@@ -374,7 +376,7 @@ class AccountTier:
 
 class _RuleBatch:
     def __init__(self, tier: AccountTier, strategy: RuleStrategy, plan: RulePlan, at: I8, fixed: I8):
-        self.accounts, self.side = Accounts(tier.market, tier.limits, len(at), tier.first), SIDES[strategy.side]
+        self.accounts, self.side = Accounts(tier.market, tier.limits, len(at), tier.first, tier.is_daily), SIDES[strategy.side]
         self.plan, self.fixed = plan, fixed
         self.tiles, self.pairs, self.leaves = tiled(plan.leaves[at], plan.pairs)
         self.memory, self.units = np.zeros(len(self.pairs), np.int64), plan.units[at]
@@ -399,7 +401,7 @@ class RuleTier(AccountTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         plan = plan_rules(self.strategy, points)
         order = np.lexsort(plan.leaves.T[::-1])
@@ -413,7 +415,7 @@ class RuleTier(AccountTier):
 class _StepBatch:
     def __init__(self, tier: AccountTier, strategies: Sequence[Strategy], columns: I8):
         one = strategies[0]
-        self.accounts = Accounts(tier.market, tier.limits, len(strategies), tier.first)
+        self.accounts = Accounts(tier.market, tier.limits, len(strategies), tier.first, tier.is_daily)
         self.step, self.address = one.step, step_address(one.step)
         self.values, self.columns = np.array([strategy.params for strategy in strategies]), columns
         self.floats = np.full((len(strategies), one.n_float), np.nan)
@@ -452,7 +454,7 @@ class StepTier(AccountTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         strategies = [self.make(**point) for point in each_point(points)]
         columns, at = shared_columns(strategies)
@@ -486,7 +488,7 @@ def given_targets(
 
 class _GivenBatch:
     def __init__(self, tier: AccountTier, given: Sequence[tuple[I8, F8]]):
-        self.accounts, self.given = Accounts(tier.market, tier.limits, len(given), tier.first), given
+        self.accounts, self.given = Accounts(tier.market, tier.limits, len(given), tier.first, tier.is_daily), given
 
     def play(self, seen: Seen) -> None:
         begin, n, own = seen.chunk.begin, len(seen.chunk.block), self.accounts
@@ -513,7 +515,7 @@ class FunctionTier(AccountTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         market, none = self.market, np.full(N_TARGET, np.nan)
         none[TARGET_SIDE] = 0

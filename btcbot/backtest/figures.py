@@ -6,8 +6,8 @@ Docs: https://btcbot.github.io/btcbot/backtest.figures.html.md"""
 
 # %% auto #0
 __all__ = ['MARK', 'DAY_NOW', 'EQUITY', 'PEAK', 'DEEPEST', 'SUM', 'SQUARES', 'CUBES', 'FOURTHS', 'HELD', 'TRADES', 'WINS',
-           'GAINS', 'LOSSES', 'PENDING', 'PENDING_VOLUME', 'PAID', 'N_FIGURES', 'PARTS', 'METRICS', 'new_figures',
-           'day_nb', 'mark_nb', 'trades_nb', 'part_ends', 'figure_columns']
+           'GAINS', 'LOSSES', 'PENDING', 'PENDING_VOLUME', 'PAID', 'FIRST_DAY', 'N_FIGURES', 'PARTS', 'DAYS', 'METRICS',
+           'new_figures', 'day_nb', 'mark_nb', 'trades_nb', 'part_ends', 'figure_columns']
 
 # %% ../../nbs/51_backtest.figures.ipynb #5a252fc6
 import math
@@ -23,21 +23,23 @@ from ..engine.account import COMMISSION, DEAL_SWAP, DEAL_VOLUME, ENTRY, ENTRY_IN
 # %% ../../nbs/51_backtest.figures.ipynb #40c01fc3
 (
     MARK, DAY_NOW, EQUITY, PEAK, DEEPEST, SUM, SQUARES, CUBES, FOURTHS, HELD,
-    TRADES, WINS, GAINS, LOSSES, PENDING, PENDING_VOLUME, PAID, N_FIGURES,
-) = range(18)
+    TRADES, WINS, GAINS, LOSSES, PENDING, PENDING_VOLUME, PAID, FIRST_DAY, N_FIGURES,
+) = range(19)
 _NEARLY: Final = 1.0 + 1e-12
-PARTS: Final = 16   # Of history, for `probability_of_overfitting`
+PARTS: Final = 16                 # Of history, for `probability_of_overfitting`
+DAYS: Final = N_FIGURES + 2 * PARTS   # Here the daily returns follow, where they are kept
 
 
 def new_figures(
     count: int,     # Combinations
     deposit: int,   # Cents
     first_day: int, # UTC day of the first bar that is traded
-) -> F8:            # Shape (count, N_FIGURES + 2 * PARTS)
+    days: int = 0,  # Whose returns are kept
+) -> F8:            # Shape (count, DAYS + days)
     "Return the figures of accounts that have seen no bar."
-    out = np.zeros((count, N_FIGURES + 2 * PARTS))
+    out = np.zeros((count, DAYS + days))
     out[:, [MARK, EQUITY]] = deposit
-    out[:, DAY_NOW], out[:, DEEPEST] = first_day, 1.0
+    out[:, [DAY_NOW, FIRST_DAY]], out[:, DEEPEST] = first_day, 1.0
     return out
 
 
@@ -57,6 +59,8 @@ def day_nb(figures: F8, ends: I8, day: int) -> None:
         figures[FOURTHS] += square * square
         figures[part] += change
         figures[part + 1] += square
+        if figures.shape[0] > DAYS:
+            figures[DAYS + int(figures[DAY_NOW] - figures[FIRST_DAY])] = change
     figures[MARK], figures[DAY_NOW] = figures[EQUITY], day
 
 
@@ -107,7 +111,7 @@ METRICS: Final = (
 
 
 def figure_columns(
-    figures: F8,    # Shape (combinations, N_FIGURES + 2 * PARTS), after the last day was closed
+    figures: F8,    # Shape (combinations, DAYS or more), after the last day was closed
     deposit: int,   # Cents
     days: int,      # UTC days from the first bar to the last
     bars: int,      # All of them

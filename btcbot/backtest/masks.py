@@ -8,7 +8,7 @@ Docs: https://btcbot.github.io/btcbot/backtest.masks.html.md"""
 __all__ = ['U8', 'Word', 'WORD', 'compare_word_nb', 'equal_word_nb', 'range_word_nb', 'add_words_nb', 'lowest_bit_nb', 'log2_nb',
            'count_bits_nb', 'drop_lowest_nb', 'ABOVE', 'BELOW', 'CROSSES_ABOVE', 'CROSSES_BELOW', 'ADDRESS', 'STEP',
            'LOWS', 'HIGHS', 'AND', 'OR', 'BALANCE', 'BOUGHT', 'PEAK', 'DEEPEST', 'GAINS', 'LOSSES', 'MARKED', 'SUM',
-           'SQUARES', 'CUBES', 'FOURTHS', 'N_FLOAT', 'POSITION', 'TRADES', 'WINS', 'HELD', 'IS_RUINED', 'N_INT',
+           'SQUARES', 'CUBES', 'FOURTHS', 'N_FLOAT', 'DAYS', 'POSITION', 'TRADES', 'WINS', 'HELD', 'IS_RUINED', 'N_INT',
            'CLOSED', 'CLOSED_SLOPE', 'OPEN', 'OPEN_SLOPE', 'N_LINE', 'TILE', 'remember_nb', 'ranges_nb',
            'compare_rows_nb', 'row_table', 'signal_nb', 'events_nb', 'extremes_nb', 'side_lines', 'scan_nb', 'mark_nb',
            'trades_nb', 'sweep_nb', 'aligned', 'constant_rows', 'tiled']
@@ -24,6 +24,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from .figures import PARTS
 from ..core.jit import F8, I8, kernel
 from ..core.steps import IS_COMPILED, row_address, row_nb
 
@@ -302,6 +303,7 @@ def extremes_nb(close: F8, highest: F8, lowest: F8) -> None:
 
 # %% ../../nbs/54_backtest.masks.ipynb #e31215c1
 BALANCE, BOUGHT, PEAK, DEEPEST, GAINS, LOSSES, MARKED, SUM, SQUARES, CUBES, FOURTHS, N_FLOAT = range(12)   # State; sums of parts follow
+DAYS: Final = N_FLOAT + 2 * PARTS                                                           # Then daily returns, where they are kept
 POSITION, TRADES, WINS, HELD, IS_RUINED, N_INT = range(6)
 CLOSED, CLOSED_SLOPE, OPEN, OPEN_SLOPE, N_LINE = range(5)                                   # Lines of a side
 
@@ -329,9 +331,9 @@ def scan_nb(
 
 
 @kernel
-def mark_nb(states: F8, i: int, equity: float, part: int) -> None:
-    "Add the return since the last mark, which lies in a part of history."
-    change = equity / states[i, MARKED] - 1.0 if states[i, MARKED] > 0.0 else 0.0
+def mark_nb(states: F8, i: int, equity: float, place: int) -> None:
+    "Add the return since the last mark; `place` is the part of history and `PARTS` times the number of the day."
+    change, part = equity / states[i, MARKED] - 1.0 if states[i, MARKED] > 0.0 else 0.0, place % PARTS
     states[i, MARKED], square = equity, change * change
     states[i, SUM] += change
     states[i, SQUARES] += square
@@ -339,6 +341,8 @@ def mark_nb(states: F8, i: int, equity: float, part: int) -> None:
     states[i, FOURTHS] += square * square
     states[i, N_FLOAT + 2 * part] += change
     states[i, N_FLOAT + 2 * part + 1] += square
+    if states.shape[1] > DAYS:
+        states[i, DAYS + place // PARTS] = change
 
 
 @kernel

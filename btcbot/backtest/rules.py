@@ -16,7 +16,7 @@ import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -501,7 +501,7 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     return Strategy(
         strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves),
         warm_up, tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
-        repr(strategy),
+        repr(replace(strategy, name="", timeframe="M1")),
     )
 
 # %% ../../nbs/54_backtest.rules.ipynb #ea7da06d

@@ -23,6 +23,7 @@ import pandas as pd
 from . import masks
 from .accounts import Function, given_targets, shared_columns
 from btcbot.backtest.figures import (
+    DAYS,
     DEEPEST,
     EQUITY,
     FOURTHS,
@@ -75,11 +76,11 @@ SIMPLE_METRICS: Final = METRICS[:7]
 
 
 def rule_figures(
-    states: F8,   # Shape (combinations, N_FLOAT + 2 * PARTS)
+    states: F8,   # Shape (combinations, masks.DAYS or more)
     counts: I8,   # Shape (combinations, N_INT)
-) -> F8:          # Shape (combinations, N_FIGURES + 2 * PARTS), of an account of 1.0
+) -> F8:          # Shape (combinations, DAYS or more), of an account of 1.0
     "Return the states after the last bar as `figures.figure_columns` takes them."
-    out = new_figures(len(states), 1, 0)
+    out = new_figures(len(states), 1, 0, states.shape[1] - masks.DAYS)
     for place, of in ((EQUITY, masks.MARKED), (DEEPEST, masks.DEEPEST), (GAINS, masks.GAINS), (LOSSES, masks.LOSSES)):
         out[:, place] = states[:, of]
     for place, of in ((TRADES, masks.TRADES), (WINS, masks.WINS), (HELD, masks.HELD)):
@@ -102,7 +103,7 @@ class Segment:
     low: F8          # Its low
     high: F8         # Its high
     marks: I8        # Bars that end a day
-    parts: I8        # Of history, for each of them
+    parts: I8        # Of history, for each of them, and `PARTS` for each day since the first
     is_last: bool
 
 
@@ -129,7 +130,8 @@ def segments(
     wanted: frozenset[int] = _EVERY,   # Columns that features read
 ) -> Iterator[Segment]:
     "Cut history into segments."
-    last_of_part, starts = part_ends(*(time // _DAY for time in bar_ends(bars))), range(0, len(bars), _PIECE * size)
+    first, last = (time // _DAY for time in bar_ends(bars))
+    last_of_part, starts = part_ends(first, last), range(0, len(bars), _PIECE * size)
     for start, frame in zip(starts, cut_bars(bars, _PIECE * size, ahead=1), strict=True):   # A frame is slow to cut
         piece = bar_rows(frame, wanted | {TIME, OPEN, CLOSE})
         for row in piece[sorted({OPEN, CLOSE} | (wanted & {HIGH, LOW}))]:
@@ -146,7 +148,7 @@ def segments(
                 rows = np.hstack([rows, np.repeat(rows[:, -1:], extra, axis=1)])
                 rows[TIME, n:] += length * np.arange(1, extra + 1)
             marks = np.flatnonzero(np.append(ends, True)[a : a + n] if is_last else ends[a : a + n])
-            parts = np.asarray(np.searchsorted(last_of_part, days[a + marks]), np.int64)
+            parts = np.searchsorted(last_of_part, days[a + marks]) + PARTS * (days[a + marks] - first)
             yield Segment(rows, piece[CLOSE, a : a + n], fill[a : a + n], low[a : a + n], high[a : a + n], marks, parts, is_last)
 
 # %% ../../nbs/56_backtest.simple.ipynb #9b283a38
@@ -160,9 +162,9 @@ class Tables(NamedTuple):
 class _Batch(ABC):
     "Some combinations with their states."
 
-    def __init__(self, at: I8, account: SimpleAccount):
-        self.at, self.account, self.counts = at, account, np.zeros((len(at), masks.N_INT), np.int64)
-        self.states, self.guards = np.zeros((len(at), masks.N_FLOAT + 2 * PARTS)), np.zeros((len(at), N_GUARD))
+    def __init__(self, at: I8, tier: "SimpleTier"):
+        self.at, self.account, self.counts = at, tier.account, np.zeros((len(at), masks.N_INT), np.int64)
+        self.states, self.guards = np.zeros((len(at), masks.DAYS + tier.kept)), np.zeros((len(at), N_GUARD))
         self.states[:, [masks.BALANCE, masks.PEAK, masks.DEEPEST, masks.MARKED]] = 1.0
 
     def on(self, segment: Segment, tables: Tables) -> tuple[float, float, F8, I8, F8, F8, F8, F8, F8, F8, I8, I8, bool]:
@@ -178,11 +180,11 @@ class _Batch(ABC):
 
 
 class _RuleBatch(_Batch):
-    def __init__(self, at: I8, account: SimpleAccount, strategy: RuleStrategy, plan: RulePlan):
-        super().__init__(at, account)
+    def __init__(self, at: I8, tier: "SimpleTier", strategy: RuleStrategy, plan: RulePlan):
+        super().__init__(at, tier)
         self.plan, self.side, self.is_guarded = plan, SIDES[strategy.side], strategy.is_protected
         self.tiles, self.pairs, self.leaves = tiled(plan.leaves[at], plan.pairs)
-        self.memory, self.lines = np.zeros(len(self.pairs), np.int64), side_lines(account.fee, account.fraction)
+        self.memory, self.lines = np.zeros(len(self.pairs), np.int64), side_lines(self.account.fee, self.account.fraction)
         self.plans = np.column_stack([np.full(len(at), SIZE_LOTS if strategy.risk is None else SIZE_RISK), plan.plans[at]])
         self.units, self.sides = plan.units[at], np.zeros(len(at), np.int64)
 
@@ -202,8 +204,8 @@ class _RuleBatch(_Batch):
 
 
 class _StepBatch(_Batch):
-    def __init__(self, at: I8, account: SimpleAccount, strategies: Sequence[Strategy], columns: I8):
-        super().__init__(at, account)
+    def __init__(self, at: I8, tier: "SimpleTier", strategies: Sequence[Strategy], columns: I8):
+        super().__init__(at, tier)
         one = strategies[0]
         self.step, self.address, self.columns = one.step, step_address(one.step), columns
         self.values, self.ids = np.array([strategy.params for strategy in strategies]), np.full(len(at), np.nan)
@@ -218,8 +220,8 @@ class _StepBatch(_Batch):
 
 
 class _GivenBatch(_Batch):
-    def __init__(self, at: I8, account: SimpleAccount, given: Sequence[tuple[I8, F8]]):
-        super().__init__(at, account)
+    def __init__(self, at: I8, tier: "SimpleTier", given: Sequence[tuple[I8, F8]]):
+        super().__init__(at, tier)
         self.cuts = np.append(0, np.cumsum([len(since) for since, _ in given]))
         self.since, self.wanted = np.concatenate([since for since, _ in given]), np.vstack([wanted for _, wanted in given])
         self.places, self.begin = self.cuts[:-1].copy(), 0
@@ -288,6 +290,7 @@ class SimpleTier:
     "What the tiers on a simple account share."
     name, deposit, metrics = "on a simple account", 1, SIMPLE_METRICS
     blocks = 1984, 960            # Bars of a block, and of one where features are many
+    is_daily = False              # True to keep the return of each day
 
     def __init__(
         self,
@@ -303,9 +306,14 @@ class SimpleTier:
         self.days, self.n = last // _DAY - first // _DAY + 1, len(bars)
 
     @property
+    def kept(self) -> int:
+        "Days whose returns are kept."
+        return self.days if self.is_daily else 0
+
+    @property
     def chunk(self) -> int:
         "Combinations that half of the memory has room for."
-        return max(self.memory // 2 // 1024, 1)
+        return max(self.memory // 2 // (1024 + 24 * self.kept), 1)
 
     def shape(
         self,
@@ -335,7 +343,7 @@ class SimpleTier:
         size, block = self.shape(len(columns))
         with ThreadPoolExecutor(self.workers) if self.workers > 1 else nullcontext() as pool:
             self._run(columns, numbers, batches, wanted, size, block, pool, advance)
-        out = np.empty((sum(len(batch.at) for batch in batches), N_FIGURES + 2 * PARTS))
+        out = np.empty((sum(len(batch.at) for batch in batches), DAYS + self.kept))
         for batch in batches:
             out[batch.at] = rule_figures(batch.states, batch.counts)
         return out
@@ -406,11 +414,11 @@ class SimpleRules(SimpleTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         plan, strategy = plan_rules(self.strategy, points), self.strategy
         order = np.lexsort(plan.leaves.T[::-1])
-        batches = [_RuleBatch(order[part], self.account, strategy, plan) for part in self.cut(len(order))]
+        batches = [_RuleBatch(order[part], self, strategy, plan) for part in self.cut(len(order))]
         return self.play(plan.columns, plan.numbers, batches, _RANGE if strategy.is_protected else frozenset(), advance)
 
 
@@ -436,12 +444,12 @@ class SimpleSteps(SimpleTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         strategies = [self.make(**point) for point in each_point(points)]
         columns, read = shared_columns(strategies)
         at = np.arange(len(strategies))
-        batches = [_StepBatch(at[part], self.account, strategies[part], read[part]) for part in self.cut(len(at))]
+        batches = [_StepBatch(at[part], self, strategies[part], read[part]) for part in self.cut(len(at))]
         return self.play(columns, np.empty(0), batches, _EVERY, advance)
 
 
@@ -471,7 +479,7 @@ class SimpleFunctions(SimpleTier):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         given = given_targets(self.function, points, self.frame, time_ms(self.frame.index), self.sizing, self.timeframe, self.workers)
         for k, (since, wanted) in enumerate(given):
@@ -484,5 +492,5 @@ class SimpleFunctions(SimpleTier):
             is_new[is_new] = np.append(True, known[1:] != known[:-1])[: len(known)]
             given[k] = since[is_new], wanted[is_new]
         at = np.arange(len(given))
-        batches = [_GivenBatch(at[part], self.account, given[part]) for part in self.cut(len(at))]
+        batches = [_GivenBatch(at[part], self, given[part]) for part in self.cut(len(at))]
         return self.play((), np.empty(0), batches, _RANGE, advance)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from . import masks
-from .figures import N_FIGURES, PARTS
+from .figures import DAYS
 from .masks import side_lines
 from .rules import SIDES, each_point, plan_rules, rule_programs, rule_step_nb
 from .simple import SimpleRules, rule_figures, segments
@@ -138,17 +138,17 @@ class GpuTier(SimpleRules):
     @property
     def chunk(self) -> int:
         "Combinations that half of the memory has room for."
-        return max(self.memory // 2 // 4096, 1)
+        return max(self.memory // 2 // (4096 + 24 * self.kept), 1)
 
     def figures(
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         device, plan = self.device(), plan_rules(self.strategy, points)
         order, count = np.lexsort(plan.leaves.T[::-1]), len(points)     # Neighbours read the same rows
-        states, counts = np.zeros((count, masks.N_FLOAT + 2 * PARTS)), np.zeros((count, masks.N_INT), np.int64)
+        states, counts = np.zeros((count, masks.DAYS + self.kept)), np.zeros((count, masks.N_INT), np.int64)
         states[:, [masks.BALANCE, masks.PEAK, masks.DEEPEST, masks.MARKED]] = 1.0
         memory = self.strategy.at(each_point(points.iloc[:1])[0])
         fixed = (
@@ -172,6 +172,6 @@ class GpuTier(SimpleRules):
             given = [device.put(np.ascontiguousarray(array)) for array in arrays]
             device.run(count, *there, SIDES[self.strategy.side], *given, segment.is_last)
             advance(n)
-        out = np.empty((count, N_FIGURES + 2 * PARTS))
+        out = np.empty((count, DAYS + self.kept))
         out[order] = rule_figures(*(device.get(there[k]) for k in (5, 6)))
         return out

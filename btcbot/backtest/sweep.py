@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from .accounts import Function, FunctionTier, RuleTier, StepTier
 from .backtester import Backtester, Result
-from .figures import CUBES, FOURTHS, N_FIGURES, PARTS, SQUARES, SUM, figure_columns, part_ends
+from .figures import CUBES, DAYS, FOURTHS, N_FIGURES, PARTS, SQUARES, SUM, figure_columns, part_ends
 from .ledger import TrialLedger, Tried
 from .overfitting import Overfitting, overfitting_of_parts
 from .playback import BlockMarket, Market
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/56_backtest.sweep.ipynb #00a33878
 class Tier(Protocol):
     "A way to sweep."
+    is_daily: bool   # True to keep the return of each day
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class Tier(Protocol):
         self,
         points: pd.DataFrame,             # Combinations
         advance: Callable[[int], None],   # Called with the number of bars done since the last call
-    ) -> F8:                              # Shape (combinations, N_FIGURES + 2 * PARTS)
+    ) -> F8:                              # Shape (combinations, DAYS or more)
         "Run a chunk."
         ...
 
@@ -103,6 +105,7 @@ class Asked:
     sizing: Sizing | None = None
     timeframe: str = "M1"
     clock: ServerClock | None = None
+    is_daily: bool = False     # True to keep the return of each day
 
     @property
     def name(self) -> str:
@@ -156,6 +159,7 @@ class Sweep:
     days: int               # UTC days that were traded
     moments: F8             # Shape (combinations, 4 + 2 * PARTS): sums of powers of daily returns, then sums and squares of each part
     missing: int = 0        # Combinations that were not run, since the sweep was interrupted
+    returns: NDArray[np.float32] | None = None   # Shape (combinations, days): net; None where they are too many and no ledger asks
 
     @property
     def names(self) -> list[str]:
@@ -239,23 +243,31 @@ class Sweep:
         note: str = "",        # Why, in words
     ) -> int:                  # Trials that were not known
         "Write every combination down as a trial."
+        return ledger.record_all(self.tried(), note)
+
+    def tried(self) -> list[Tried]:
+        "Return the combinations as a ledger takes them."
+        if self.returns is None:
+            raise BtcbotError("This sweep was too large to keep daily returns, which a ledger takes: sweep with ledger=TrialLedger(...).")
         asked, (skewness, kurtosis) = self.asked, self.shapes()
         points, data, (first, last) = self.table[self.names], bars_hash(asked.bars), bar_ends(asked.bars)
         name, limits, conditions, timeframe = "simple account", dict[str, object](), asdict(asked.account), asked.timeframe
-        if not asked.is_function:
-            made = asked.strategy if isinstance(asked.strategy, RuleStrategy) else asked.strategy(**each_point(points.iloc[:1])[0])
-            timeframe = cast(RuleStrategy | Strategy, made).timeframe
+        if asked.is_function:
+            lineage = function_hash(cast(Function, asked.strategy))
+        else:
+            point = each_point(points.iloc[:1])[0]
+            made = asked.strategy.at(point) if isinstance(asked.strategy, RuleStrategy) else cast(Strategy, asked.strategy(**point))
+            timeframe, lineage = made.timeframe, made.lineage
         if isinstance(asked.account, BrokerProfile):
             market = _market(asked.bars, asked.account, timeframe)
             name, limits = asked.account.name, asdict(asked.limits or RiskLimits())
             first, last = market.ends(market.first(asked.trade_from))
         sharpe, net = (self.figures[figure].to_numpy(np.float64) for figure in ("Sharpe ratio", "net return"))
-        tried = [
+        return [
             Tried(*identity, timeframe, name, conditions, limits, data, first, last, self.days,
-                  float(sharpe[k]), float(skewness[k]), float(kurtosis[k]), float(net[k]))
+                  float(sharpe[k]), float(skewness[k]), float(kurtosis[k]), float(net[k]), lineage, self.returns[k])
             for k, identity in enumerate(asked.identities(points))
         ]
-        return ledger.record_all(tried, note)
 
     def plateau(
         self,
@@ -340,7 +352,7 @@ class Chunk:
 
 def run_chunk(
     chunk: Chunk,   # From `sweep`
-) -> F8:            # Shape (combinations, N_FIGURES + 2 * PARTS)
+) -> F8:            # Shape (combinations, DAYS or more)
     "Return the figures of a chunk."
     asked = replace(chunk.asked, bars=_bars_of(chunk.source)) if chunk.source else chunk.asked
     return _tier(asked, chunk.points, chunk.workers, chunk.memory, chunk.device).figures(chunk.points, lambda bars: None)
@@ -384,6 +396,8 @@ def sweep(
         raise BtcbotError(f"{len(held)} bars are too few: what is decided at a bar is filled at the next.")
     points = grid_points(grid, strategy.parameters if isinstance(strategy, RuleStrategy) else [str(name) for name in grid], where)
     tier = _tier(asked, points, workers or os.cpu_count() or 1, memory, device)
+    tier.is_daily = ledger is not None or 4 * len(points) * tier.days <= memory // 4
+    asked = replace(asked, is_daily=tier.is_daily)
     chosen = list(tier.metrics if metrics is None else metrics)
     if unknown := [name for name in chosen if name not in tier.metrics]:
         raise BtcbotError(f"Unknown metrics {', '.join(repr(name) for name in unknown)}: use some of {', '.join(tier.metrics)}.")
@@ -391,7 +405,7 @@ def sweep(
     kept = None if resume is None else resume / _identity(asked, points)
     files = {a: kept / f"{a}-{size}.npy" if kept else None for a in range(0, len(points), size)}
     known = {a: np.asarray(np.load(file), np.float64) for a, file in files.items() if file and file.exists()}
-    found = list[F8]()
+    found, daily = list[F8](), list[NDArray[np.float32]]()
     with progress(len(files) * len(held), f"sweep of {len(points):,}") as shown:
         todo = [points.iloc[a : a + size] for a in files if a not in known]
         fresh: Iterator[F8] = (tier.figures(some, shown.update) for some in todo)
@@ -407,7 +421,8 @@ def sweep(
                 if not found:
                     raise
                 break
-            found.append(figures)
+            found.append(figures[:, :DAYS].copy())
+            daily.append(figures[:, DAYS:].astype(np.float32))
             if a in known or map is not None:
                 shown.update(len(held))
             if file and a not in known:
@@ -416,8 +431,9 @@ def sweep(
     missing, points = len(points) - len(figures), points.iloc[: len(figures)]
     table = pd.DataFrame(figure_columns(figures, tier.deposit, tier.days, tier.n), index=points.index)
     moments = np.hstack([figures[:, [SUM, SQUARES, CUBES, FOURTHS]], figures[:, N_FIGURES:]])
+    returns = np.vstack(daily) if asked.is_daily else None
     table = table[list(tier.metrics)]
-    done = Sweep(asked, pd.concat([points, table[chosen]], axis=1), table, tier.name, tier.days, moments, missing)
+    done = Sweep(asked, pd.concat([points, table[chosen]], axis=1), table, tier.name, tier.days, moments, missing, returns)
     if ledger is not None:
         done.record(ledger)
     return done
@@ -434,9 +450,9 @@ def _identity(asked: Asked, points: pd.DataFrame) -> str:
     "A name that only the same sweep of the same bars has."
     parts = (
         str(asked.identities(points.iloc[:1])), points.to_csv(), bars_hash(asked.bars), repr(asked.account), repr(asked.limits),
-        str(asked.trade_from), asked.timeframe, repr(asked.clock), kernel_sources(PACKAGE),
+        str(asked.trade_from), asked.timeframe, repr(asked.clock), asked.is_daily, kernel_sources(PACKAGE),
     )
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def _market(bars: Bars, account: BrokerProfile, timeframe: str) -> Market:
@@ -452,6 +468,12 @@ def _frame(asked: Asked) -> pd.DataFrame:
 
 
 def _tier(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device: str) -> Tier:
+    tier = _chosen(asked, points, workers, memory, device)
+    tier.is_daily = asked.is_daily
+    return tier
+
+
+def _chosen(asked: Asked, points: pd.DataFrame, workers: int, memory: int, device: str) -> Tier:
     strategy, account = asked.strategy, asked.account
     if device not in ("cpu", "gpu"):
         raise BtcbotError(f'device={device!r} is neither "cpu" nor "gpu".')

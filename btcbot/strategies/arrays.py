@@ -11,7 +11,7 @@ __all__ = ['Flags', 'Numbers', 'Distance', 'Outputs', 'Given', 'Sizing', 'Target
 # %% ../../nbs/49_strategies.arrays.ipynb #2e3e866f
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, TypeAlias, cast
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..engine.lots import SCALED, SIZE_FRACTION, SIZE_LOTS, SIZE_RISK
 from ..engine.risk import BREAK_EVEN, N_TARGET, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
+from ..features.hashing import function_hash
 from ..market.bars import TIME, time_ms, timeframe_ms
 from ..market.clock import format_utc
 from .base import Strategy
@@ -65,6 +66,7 @@ class TargetArrays:
     timeframe: str = "M1"          # Of the bars
     warm_up: int = 0               # Bars before the first target
     since: I8 | None = None        # Bars after which a new target is in force, the first among them (default: all bars)
+    lineage: str = "arrays"        # Hash of the function that made them; trials that share it are one idea
 
     def __post_init__(self) -> None:
         if self.since is None:
@@ -131,6 +133,11 @@ class Together:
     def warm_up(self) -> int:
         "Bars before the first target of the slowest."
         return max(part.warm_up for part in self.strategies)
+
+    @property
+    def lineage(self) -> str:
+        "Hash of all lineages."
+        return hashlib.sha256("|".join(part.lineage for part in self.strategies).encode()).hexdigest()[:16]
 
     @property
     def code_hash(self) -> str:
@@ -331,12 +338,15 @@ def as_targets(
     bars: pd.DataFrame,      # What they are for
     sizing: Sizing,          # Volume, stops, unless `given` says it
     timeframe: str = "M1",   # Of `bars`
+    name: str = "arrays",    # In results and reports
 ) -> TargetArrays:           # Ready for `Backtester.run`
     "Make targets from whatever says them."
-    name = "arrays"
     if callable(given):
-        name, function, given = getattr(given, "__name__", "function").strip("<>"), given, given(bars.copy())
+        function, name = given, getattr(given, "__name__", "function").strip("<>")
+        given = function(bars.copy())
         _check_prefixes(function, bars, _outputs(given))
+        lineage = function_hash(getattr(function, "func", function))     # Of a partial without what it fixes
+        return replace(as_targets(given, bars, sizing, timeframe, name), lineage=lineage)
     if isinstance(given, TargetArrays):
         return given
     if isinstance(given, tuple):

@@ -10,6 +10,7 @@ __all__ = ['TARGETS', 'PART', 'lay_nb', 'run_step_nb', 'blank_nb', 'new_targets_
 
 # %% ../../nbs/48_strategies.base.ipynb #9e3adfb1
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,7 @@ from ..core.jit import F8, I8, kernel, own_sources
 from ..core.steps import Step, borrow_nb, call_step_nb, step_address
 from ..data.clean import DataCleaner
 from ..engine.risk import N_TARGET, TARGET_SIDE
+from ..features.hashing import function_hash
 from ..features.specification import Node, Specification, parse
 from ..features.stream import FeatureStream
 from ..features.windows import BLOCK
@@ -156,6 +158,12 @@ class Strategy:
         if not self.origin:
             return self.code_hash
         return self._hash(self.origin, sorted(set[str]().union(*(_families(column.node) for column in parse(self.features)))))
+
+    @property
+    def lineage(self) -> str:
+        "Hash of the step and of what makes features and program, but for numbers: trials that share it are one idea, whatever its name."
+        made = re.sub(r"\d+(\.\d+)?", "#", self.origin)
+        return hashlib.sha256(f"{function_hash(self.step)}|{made}".encode()).hexdigest()[:16]
 
     def _hash(self, *made_of: object) -> str:
         code = getattr(self.step, "py_func", self.step).__code__

@@ -198,20 +198,21 @@ def test_equals_a_plain_loop(
     strategy = RuleStrategy(*rules, side=side, timeframe=f"M{minutes}", **shape)
     values = VALUES | {"fast": [2, 3, 7], "slow": [3, 20]}
     account = SimpleAccount(fee, fraction)
-    table = sweep(strategy, {name: values[name] for name in strategy.parameters}, bars, account=account, workers=1).table
+    found = sweep(strategy, {name: values[name] for name in strategy.parameters}, bars, account=account, workers=1)
+    table = found.table
+    np.testing.assert_allclose(found.returns.sum(axis=1), found.moments[:, 0], rtol=1e-5, atol=1e-5)
     for row in table.to_dict("records"):
         point = {name: row[name] for name in strategy.parameters}
         expected = plain(strategy, account, point, bars, minutes)
         assert row["trades"] == expected["trades"], point
-        found, wanted = [row[name] for name in SIMPLE_METRICS], [expected[name] for name in SIMPLE_METRICS]
+        figures, wanted = [row[name] for name in SIMPLE_METRICS], [expected[name] for name in SIMPLE_METRICS]
         if wanted[0] > -1:
-            near = (
-                1e-9 + 1e-15 * wanted[4] ** 2 / 365
-            )  # its variance is a difference of sums: huge ratios take the last digits
-            np.testing.assert_allclose(np.delete(found, 4), np.delete(wanted, 4), rtol=1e-9, atol=1e-9, err_msg=str(point))
-            np.testing.assert_allclose(found[4], wanted[4], rtol=near, atol=1e-9, err_msg=str(point))
+            # A sweep's variance is a difference of sums: a huge Sharpe ratio takes its last digits.
+            near = 1e-9 + 1e-15 * wanted[4] ** 2 / 365
+            np.testing.assert_allclose(np.delete(figures, 4), np.delete(wanted, 4), rtol=1e-9, atol=1e-9, err_msg=str(point))
+            np.testing.assert_allclose(figures[4], wanted[4], rtol=near, atol=1e-9, err_msg=str(point))
         else:
-            np.testing.assert_allclose(np.delete(found, 4), np.delete(wanted, 4), rtol=1e-9, atol=1e-9, err_msg=str(point))
+            np.testing.assert_allclose(np.delete(figures, 4), np.delete(wanted, 4), rtol=1e-9, atol=1e-9, err_msg=str(point))
 
 
 @pytest.mark.parametrize("side", ["long", "short", "both"])

@@ -46,6 +46,7 @@ def check(found: Sweep, row: int) -> Result:
     assert has["trades"] == figures["trades"]
     end = round(result.equity.iloc[-1] * 100)
     assert round((1 + has["net return"]) * result.profile.deposit * 100, 4) == end
+    np.testing.assert_allclose(found.returns[row], daily_returns(result.equity, result.profile.deposit), rtol=1e-6, atol=1e-9)
     assert round(has["commission and swap"], 4) == round(float(deals[["commission", "swap"]].to_numpy().sum()), 2)
     for name in ("win rate", "maximum drawdown", "Sharpe ratio", "profit factor", "exposure", "expectancy"):
         np.testing.assert_allclose(has[name], figures[name], rtol=1e-9, atol=1e-12, err_msg=name)
@@ -109,6 +110,7 @@ def test_overfitting_and_deflation_are_those_of_the_daily_returns() -> None:
     found = sweep(strategy, {"fast": [3, 8, 21], "slow": [34, 55]}, bars, account=PROFILES["crypto-24x7"])
     results = [found.result(row) for row in range(len(found.table))]
     returns = np.column_stack([daily_returns(r.equity, r.profile.deposit) for r in results])
+    np.testing.assert_allclose(found.returns.T, returns, rtol=1e-6, atol=1e-9)
     expected, measured = probability_of_overfitting(returns), found.overfitting()
     assert measured.probability == expected.probability
     np.testing.assert_allclose(measured.outside, expected.outside, rtol=1e-9, atol=1e-12)
