@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity faults mutants docs readme lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity honesty faults mutants docs readme lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -27,6 +27,7 @@ help:
 	@echo "make format      format and fix what ruff can"
 	@echo "make bench       timings, reported and never asserted"
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
+	@echo "make honesty [SEED=1]   the statistics on markets without an edge, and with one of known size (half an hour)"
 	@echo "make faults [SCHEDULES=2000]   orders under failures and kills, then the planted bugs that these must find"
 	@echo "make mutants     faults of one line in the account and the decisions, each of which a test must find"
 	@echo "make readme      README.md from nbs/index.ipynb"
@@ -112,6 +113,9 @@ bench: $(VENV)/.dev
 
 parity: $(VENV)/.external
 	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -rP -m parity -n $(WORKERS) --dist worksteal --durations=10 tests
+
+honesty: $(VENV)/.dev
+	@$(BIN)/python -m tests.honesty.campaign --seed "$(or $(SEED),1)"
 
 faults: $(VENV)/.external
 	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"

@@ -12,6 +12,7 @@ from breathing import breathing
 
 from btcbot.backtest.backtester import Result
 from btcbot.backtest.rules import Above, Below, Crosses, Parameter, RuleStrategy
+from btcbot.backtest.statistics import daily_returns
 from btcbot.backtest.sweep import Sweep, sweep
 from btcbot.core.errors import BtcbotError
 from btcbot.engine.limits import RiskLimits
@@ -103,7 +104,7 @@ def test_same_bytes_however_the_work_is_cut() -> None:
 def test_overfitting_and_deflation_are_those_of_the_daily_returns() -> None:
     """The sums that a sweep keeps give what the returns themselves give."""
     from btcbot.backtest.overfitting import probability_of_overfitting
-    from btcbot.backtest.statistics import daily_returns, expected_maximum_sharpe, probabilistic_sharpe_ratio
+    from btcbot.backtest.statistics import expected_maximum_sharpe, probabilistic_sharpe_ratio
 
     bars = synthetic_bars(4, utc_ms("2024-01-01"), utc_ms("2024-02-20"), timeframe_ms=900_000)
     strategy = replace(WAYS["crossover"], timeframe="M15")
