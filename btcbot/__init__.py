@@ -8,7 +8,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from btcbot.backtest.backtester import Backtester as Backtester
+    from btcbot.backtest.ledger import TrialLedger as TrialLedger
     from btcbot.backtest.sweep import sweep as sweep
+    from btcbot.backtest.verdict import verdict as verdict
     from btcbot.core.errors import BtcbotError as BtcbotError
     from btcbot.data.clean import DataCleaner as DataCleaner
     from btcbot.data.connect import open_store as open_store
@@ -38,10 +40,12 @@ __all__ = [
     "Strategy",
     "TimescaleStore",
     "Trader",
+    "TrialLedger",
     "__version__",
     "connect",
     "open_store",
     "sweep",
+    "verdict",
 ]
 
 # Where each public name lives. Its module, and numpy, pandas and numba with it, is loaded when the name is first used.
@@ -59,9 +63,11 @@ _HOMES = {
     "Strategy": "btcbot.strategies.base",
     "TimescaleStore": "btcbot.data.timescale",
     "Trader": "btcbot.trading.trader",
+    "TrialLedger": "btcbot.backtest.ledger",
     "connect": "btcbot.terminal.connect",
     "open_store": "btcbot.data.connect",
     "sweep": "btcbot.backtest.sweep",
+    "verdict": "btcbot.backtest.verdict",
 }
 
 

@@ -260,6 +260,14 @@ class TrialLedger:
             row = (trial.id, one.lineage, returns, _sketch_hash(trial.hash, one.lineage, returns))
             connection.execute("INSERT INTO sketches VALUES (?,?,?,?)", row)
 
+    def newest(self) -> list[Trial]:   # One for each lineage, in the order of their ids
+        "Return the last trial of each idea."
+        with self._connection() as connection:
+            rows = connection.execute(
+                "SELECT * FROM trials WHERE id IN (SELECT max(trial) FROM sketches GROUP BY lineage) ORDER BY id"
+            ).fetchall()
+        return [Trial(*row) for row in rows]
+
     def idea(
         self,
         trial: Trial,    # Of this ledger

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control
 
+from btcbot.backtest.ledger import TrialLedger, Tried
 from btcbot.backtest.superiority import superiority
 from tests.honesty.campaign import bound, judge, null_p, planted
 from tests.honesty.markets import as_bars, flipped, null_matrix, null_returns
@@ -75,3 +79,19 @@ def test_agrees_with_arch(seed: int) -> None:
     theirs = (*divided.pvalues, plain.pvalues["upper"])
     assert np.abs(np.subtract(ours, theirs)).max() < 0.035  # three deviations of both drawings
     assert set(found.superior(0.05).tolist()) >= set(np.flatnonzero(found.adjusted <= 0.03).tolist())
+
+
+def test_false_discovery_rates_are_those_of_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ideas` corrects as Benjamini and Hochberg do."""
+    import btcbot.backtest.verdict as module
+
+    values = iter(np.random.default_rng(1).random(30) ** 3)
+    ledger = TrialLedger(tmp_path / "trials.sqlite")
+    days = np.zeros(25, np.float32)
+    ledger.record_all(
+        Tried(f"{k}", "", {}, "H1", "", {}, {}, "", 0, 25 * 86_400_000 - 1, 25, 0.0, 0.0, 3.0, 0.0, f"{k}", days) for k in range(30)
+    )
+    monkeypatch.setattr(module, "superiority", lambda *given: SimpleNamespace(p=next(values), best=0))
+    found = module.ideas(ledger)
+    assert len(found) == 30
+    np.testing.assert_allclose(found["q"], false_discovery_control(found["p"]), rtol=1e-12)
