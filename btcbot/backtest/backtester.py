@@ -220,7 +220,7 @@ class Result:
     def report(
         self,
         path: str | os.PathLike[str],   # Of the HTML file
-        **options: Any,                 # Of `backtest.report.write_report`: market, trials, links, ledger_head
+        **options: Any,                 # Of `backtest.report.write_report`: market, verdict, links, ledger_head
     ) -> Path:                          # The file
         "Write all about this run into one HTML file."
         module = importlib.import_module("btcbot.backtest.report")  # made of results, so it comes after them

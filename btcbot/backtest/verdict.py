@@ -11,12 +11,14 @@ __all__ = ['Level', 'Benchmark', 'Verdict', 'verdict', 'ideas']
 import html
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from .backtester import Result
+from .formats import format_number, format_percent
 from .ledger import Idea, TrialLedger, tried_of
 from .overfitting import probability_of_overfitting
 from .rules import RuleStrategy, each_point
@@ -56,7 +58,7 @@ class Verdict:
     idea: Idea                           # All trials
     place: int                           # Of the trial among them
     tests: dict[Benchmark, Superiority]  # By what it is held against
-    p: float                             # Stepwise SPA; the larger one of several benchmarks
+    p: float                             # Stepwise SPA; the larger one of several benchmarks; NaN where days are too few
     limit: float                         # That p may have
     net: float                           # Net return
     worst: float                         # The same with each ambiguous trade at its worst
@@ -68,14 +70,17 @@ class Verdict:
     @property
     def reasons(self) -> list[str]:
         "What keeps it from being evidence."
+        days = len(self.days)
         checks = (
             (not self.broken, self.broken),
             (self.idea.missing == 0, f"daily returns of {self.idea.missing:,} trials on these days are missing from the ledger"),
-            (self.p <= self.limit, f"p is {self.p:.3f}, above {self.limit:g}"),
-            (self.net > 0, f"it lost money: {self.net:+.2%}"),
-            (self.net <= 0 or self.worst > 0, f"with each ambiguous trade at its worst it lost money: {self.worst:+.2%}"),
-            (self.net <= 0 or self.costly > 0, f"at 1.5 times the costs it lost money: {self.costly:+.2%}"),
-            (len(self.days) >= self.least_days, f"the record has {len(self.days):,} days, and {self.least_days:,.0f} are needed"),
+            (not math.isnan(self.p), f"{days} days are too few for the test, which takes {LEAST_DAYS}"),
+            (not self.p > self.limit, f"p is {self.p:.3f}, above {self.limit:g}"),
+            (self.net > 0, "it lost money"),
+            (self.net <= 0 or self.worst > 0, "with each ambiguous trade at its worst it lost money"),
+            (self.net <= 0 or self.costly > 0, "at 1.5 times the costs it lost money"),
+            (self.net <= 0 or days >= self.least_days,
+             f"the record has {format_number(days)} days, and {format_number(self.least_days)} are needed"),
         )
         return [text for holds, text in checks if not holds]
 
@@ -116,22 +121,31 @@ class Verdict:
         "The page, line by line."
         first, last = (f"{day:%Y-%m-%d}" for day in self.days.index[[0, -1]])
         trials, years = len(self.idea.trials), self.years
-        earned = f"{'earned' if self.net > 0 else 'lost'} {abs(self.net):.2%}"
-        said = [f"{self.name} {earned} after costs in {len(self.days):,} days, {first} to {last}."]
+        earned = f"{'earned' if self.net > 0 else 'lost'} {format_percent(abs(self.net))}"
+        said = [f"{self.name} {earned} after costs in {format_number(len(self.days))} days, {first} to {last}."]
         for name, test in self.tests.items():
-            share, most = f"{test.adjusted[self.place]:.1%}", f"{self.limit:.0%}"
-            said.append(f"It is one of {trials:,} trials of this idea. Were none of them better than {_AGAINST[name]}, the best "
-                        f"would look as good as this one in {share} of histories (at most {most} would be evidence).")
-        said.append(f"With each ambiguous trade at its worst: {self.worst:+.2%}. At 1.5 times the costs: {self.costly:+.2%}.")
-        needed = f"{self.least_days:,.0f} days" if math.isfinite(self.least_days) else "no number of days"
-        said.append(f"To tell its Sharpe ratio, {sharpe_ratio(self.days.to_numpy(np.float64)):.2f} a year, from 0 takes {needed}.")
+            share, most = format_percent(float(test.adjusted[self.place]), 1), format_percent(self.limit, 0)
+            if trials > 1:
+                said.append(f"It is one of {format_number(trials)} trials of this idea. Were none of them better than {_AGAINST[name]}, "
+                            f"the best would look as good as this one in {share} of histories; evidence takes at most {most}.")
+            else:
+                said.append(f"It is the only trial of this idea on record. Were it no better than {_AGAINST[name]}, it would look as good "
+                            f"in {share} of histories; evidence takes at most {most}.")
+        worst, costly = (format_percent(value, signed=True) for value in (self.worst, self.costly))
+        said.append(f"With each ambiguous trade at its worst: {worst}. At 1.5 times the costs: {costly}.")
+        if math.isfinite(self.least_days):
+            ratio = format_number(sharpe_ratio(self.days.to_numpy(np.float64)), 2)
+            said.append(f"To tell its Sharpe ratio, {ratio} a year, from 0 takes {format_number(self.least_days)} days.")
         lost = years["net return"][years["net return"] < 0]
-        by_year = ", ".join(f"{year} ({change:+.1%})" for year, change in zip(lost.index.tolist(), lost.tolist(), strict=True))
-        said.append(f"It lost in {len(lost)} of {len(years)} years{by_year and ': ' + by_year}; "
-                    f"the deepest fall within a year was {years['deepest fall'].min():.1%}.")
-        raw, effective = self.deflated_sharpe
-        said.append(f"For information: deflated Sharpe ratio {raw:.3f} ({effective:.3f} by the effective number of trials), probability of "
-                    f"overfitting {self.overfitting:.0%}.")
+        changes = zip(lost.index.tolist(), lost.tolist(), strict=True)
+        by_year = ", ".join(f"{year} ({format_percent(change, 1, signed=True)})" for year, change in changes)
+        fall = format_percent(float(years["deepest fall"].min()), 1)
+        many = f"{len(lost)} of {len(years)} years" if len(years) > 1 else "its only year" if len(lost) else "no year"
+        said.append(f"It lost in {many}{by_year and ': ' + by_year}; the deepest fall within a year was {fall}.")
+        if trials > 1 and not math.isnan(self.overfitting):
+            (raw, effective), odds = (format_number(value, 3) for value in self.deflated_sharpe), format_percent(self.overfitting, 0)
+            said.append(f"For information: deflated Sharpe ratio {raw} ({effective} by the effective number of trials), "
+                        f"probability of overfitting {odds}.")
         return said
 
     def plot(self) -> "Figure":
@@ -146,9 +160,9 @@ class Verdict:
         left.plot(times, 100 * worth[:, self.place], color="#1d5fc4", lw=1.6, label=self.name)
         left.axhline(0, color="#8a929c", lw=0.8, ls="--")
         left.set(title=f"{worth.shape[1]:,} trials", ylabel="net return, %")
-        test = max(self.tests.values(), key=lambda test: float(test.adjusted[self.place]))
-        right.hist(test.luck, 40, color="#8a929c", label="best of all by luck")
-        right.axvline(test.statistics[self.place], color="#1d5fc4", lw=2, label="this one")
+        for test in sorted(self.tests.values(), key=lambda test: float(test.adjusted[self.place]))[-1:]:
+            right.hist(test.luck, 40, color="#8a929c", label="best of all by luck")
+            right.axvline(test.statistics[self.place], color="#1d5fc4", lw=2, label="this one")
         right.set(title=f"p = {self.p:.3f}", xlabel="studentised mean", yticks=[])
         right.legend(frameon=False, fontsize="x-small")
         left.tick_params(axis="x", labelrotation=30)
@@ -163,7 +177,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.sentences)
         why = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
-        shares = dict.fromkeys(("net return", "deepest fall"), "{:+.1%}".format)
+        shares = dict.fromkeys(("net return", "deepest fall"), partial(format_percent, digits=1, signed=True))
         table = self.years.reset_index().to_html(index=False, border=0, formatters=shares | {"Sharpe ratio": "{:.2f}".format})
         (title, colour), listed = _SHOWN[self.level], f"<ul>{why}</ul>" if why else ""
         return (f'<div style="max-width: 46em; border-left: 6px solid {colour}; padding: 0 1em">'
@@ -237,12 +251,13 @@ def verdict(
     tests = {
         name: superiority(idea.returns, _against_market(idea.returns, market) if name == "market" else 0.0, histories, seed)
         for name in names
-    }
+    } if len(idea.returns) >= LEAST_DAYS else {}
     place = idea.trials.index.tolist().index(trial.id)
     label, net, worst, costly = _scenarios(of, 0 if isinstance(of, Result) else of.table.index[row])
     days = pd.date_range(pd.Timestamp(trial.first_ms, unit="ms", tz="UTC").normalize(), periods=len(idea.returns), freq="D")
+    p = max((float(test.adjusted[place]) for test in tests.values()), default=math.nan)
     found = Verdict(
-        "not enough", label, idea, place, tests, max(float(test.adjusted[place]) for test in tests.values()), limit, net, worst, costly,
+        "not enough", label, idea, place, tests, p, limit, net, worst, costly,
         minimum_track_record(trial.sharpe_day, trial.skewness, trial.kurtosis), pd.Series(idea.returns[:, place], days), broken,
     )
     level: Level = "unverifiable" if broken or idea.missing else "against" if net <= 0 else "not enough" if found.reasons else "evidence"

@@ -23,6 +23,7 @@ import pandas as pd
 from ..backtest.backtester import Backtester, Result
 from ..backtest.ledger import TrialLedger
 from ..backtest.report import LiveSummary, MarketNote, ParitySummary, write_report
+from ..backtest.verdict import verdict
 from ..core.errors import BtcbotError
 from ..core.log import configure_logging
 from ..core.metrics import Metrics
@@ -262,14 +263,14 @@ def finish(
 ) -> dict[str, object]:             # What the command prints
     "Write the report and the outcome of a run."
     market, folder = session.market, session.folder
-    trials = TrialLedger(folder / "ledger.sqlite").deflated_sharpe(backtest)
     certificate = session.certify()
-    verdict = "doesn't see the future" if certificate.passed else f"fails: {certificate.explanation}"
-    line = f"Causality: the strategy {verdict} ({certificate.bars:,} bars, certificate of code {certificate.code_hash})"
+    found = "doesn't see the future" if certificate.passed else f"fails: {certificate.explanation}"
+    line = f"Causality: the strategy {found} ({certificate.bars:,} bars, certificate of code {certificate.code_hash})"
     links = {"Executed notebook": "live.ipynb"} | ({"Metrics": "metrics.prom"} if live else {})
     report = write_report(
         folder / "report.html", backtest=backtest, live=_summary(session, live) if live else None, parity=parity,
-        market=replace(market.note, details=(*market.note.details, line)), trials=trials, links=links,
+        market=replace(market.note, details=(*market.note.details, line)), links=links,
+        verdict=verdict(backtest, TrialLedger(folder / "ledger.sqlite")),
     )
     outcome: dict[str, object] = {
         "time": now or format_utc(time.time_ns() // 1_000_000), "report": str(report), "source": market.source,
