@@ -115,7 +115,7 @@ parity: $(VENV)/.external
 	@BTCBOT_ROUNDS="$(or $(ROUNDS),500)" $(BIN)/python -m pytest -q -rP -m parity -n $(WORKERS) --dist worksteal --durations=10 tests
 
 honesty: $(VENV)/.dev
-	@$(BIN)/python -m tests.honesty.campaign --seed "$(or $(SEED),1)"
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.honesty.campaign --seed "$(or $(SEED),1)"
 
 faults: $(VENV)/.external
 	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"

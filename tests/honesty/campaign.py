@@ -135,7 +135,6 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     failed = []
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # The processes take the cores
     with ProcessPoolExecutor(given.jobs) as pool:
 
         def timed(title: str, work: Callable[[], str]) -> None:
