@@ -21,7 +21,7 @@ from .cli_features import certify
 from .cli_data import clean, data_app, ingest, prepared, store_app
 from .cli_security import audit_app, secrets_app, user_app
 from .cli_terminal import terminal_app
-from .cli_trading import lift, live, parity, stop, why
+from .cli_trading import costs, lift, live, parity, stop, why
 from .core.errors import BtcbotError
 
 # %% ../nbs/91_cli.ipynb #538d5802
@@ -51,6 +51,7 @@ app.command()(stop)
 app.command()(lift)
 app.command()(why)
 app.command()(parity)
+app.command()(costs)
 app.add_typer(store_app, name="store")
 app.add_typer(data_app, name="data")
 app.add_typer(terminal_app, name="terminal")
