@@ -121,7 +121,7 @@ class MLPipeline:
         labels: Labels,   # To learn
     ) -> Self:
         "Learn labels from rows that were made before."
-        labels = labels[np.flatnonzero(np.isfinite(rows[labels.first]).all(axis=1))]
+        labels = labels[np.flatnonzero(np.asarray(np.isfinite(rows).all(axis=1))[labels.first])]
         self.classes = np.unique(labels.value)
         if len(self.classes) < 2:
             raise BtcbotError(f"{len(labels)} labels whose features are known, of classes {self.classes.tolist()}: give two or more.")
