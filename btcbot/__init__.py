@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from btcbot.engine.limits import RiskLimits as RiskLimits
     from btcbot.engine.risk import RiskManager as RiskManager
     from btcbot.features.engineering import FeatureEngineering as FeatureEngineering
+    from btcbot.models.pipeline import MLPipeline as MLPipeline
     from btcbot.strategies.base import Strategy as Strategy
     from btcbot.terminal.connect import connect as connect
     from btcbot.trading.execution import OrderExecution as OrderExecution
@@ -33,6 +34,7 @@ __all__ = [
     "DataIngestor",
     "EmbeddedStore",
     "FeatureEngineering",
+    "MLPipeline",
     "OrderExecution",
     "RiskLimits",
     "RiskManager",
@@ -56,6 +58,7 @@ _HOMES = {
     "DataIngestor": "btcbot.data.ingest",
     "EmbeddedStore": "btcbot.data.embedded",
     "FeatureEngineering": "btcbot.features.engineering",
+    "MLPipeline": "btcbot.models.pipeline",
     "OrderExecution": "btcbot.trading.execution",
     "RiskLimits": "btcbot.engine.limits",
     "RiskManager": "btcbot.engine.risk",

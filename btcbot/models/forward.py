@@ -222,6 +222,7 @@ def walk_forward(
     bars: pd.DataFrame,       # That the labels were made of
     splitter: WalkForward,    # With the labels
     inner: int = 3,           # Purged folds of each training on which the threshold is chosen
+    threshold: float | None = None,   # Of all folds, where none is to be chosen; it may not come from these bars
     choose: Callable[[MLPipeline, F8, Labels], MLPipeline] | None = None,   # Chooses settings on the training of a fold (`models.tuning`)
     workers: int = 1,         # Folds at once; the result doesn't depend on it
 ) -> Predictions:
@@ -231,21 +232,24 @@ def walk_forward(
     labels, rows = splitter.labels, pipeline.matrix(bars)
     check_same(bars, labels)
     classes, convergence = np.unique(labels.value), pipeline.features.convergence
+    is_known = np.asarray(np.isfinite(rows).all(axis=1))
 
     def fold(begin: int) -> Forecast:
         known = labels[splitter.known_rows(begin)]
-        known = known[np.flatnonzero(np.isfinite(rows[known.first]).all(axis=1))]
+        known = known[np.flatnonzero(is_known[known.first])]
         if len(known) < inner:
             raise BtcbotError(f"{len(known)} labels with known features before bar {begin}: give a longer training.")
         chosen = pipeline if choose is None else choose(pipeline, rows, known)
         fitted = chosen.fresh().fit_rows(rows, known)
-        folds = list(PurgedKFold(known, inner, convergence).split(known.first))
-        threshold = best_threshold(known, out_of_fold(chosen, rows, known, folds, classes), classes)
+        least = threshold
+        if least is None:
+            folds = list(PurgedKFold(known, inner, convergence).split(known.first))
+            least = best_threshold(known, out_of_fold(chosen, rows, known, folds, classes), classes)
         asked = rows[begin : min(begin + splitter.test, len(rows))]
         out, at = np.zeros((len(asked), len(classes))), np.searchsorted(classes, fitted.classes)
         out[:, at] = fitted.predict_rows(asked)
         out[np.isnan(out).any(axis=1)] = np.nan
-        return Forecast(begin, out, threshold, frequencies(known, classes))
+        return Forecast(begin, out, least, frequencies(known, classes))
 
     forecasts = side_by_side(fold, splitter.begins.tolist(), workers, "walk-forward")
     return Predictions(bars, labels, classes, tuple(forecasts), f"{pipeline.family} walk-forward", lineage(pipeline, labels))

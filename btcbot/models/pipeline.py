@@ -21,7 +21,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..features.engineering import FeatureEngineering
 from ..market.bars import time_ms
-from .families import fit_classifier, load_classifier, make_classifier, needed, save_classifier
+from .families import contributions, fit_classifier, load_classifier, make_classifier, needed, save_classifier
 from .labels import Labels, sample_weights
 from .splits import PurgedKFold, embargo, leaking
 
@@ -121,7 +121,7 @@ class MLPipeline:
         labels: Labels,   # To learn
     ) -> Self:
         "Learn labels from rows that were made before."
-        labels = labels[np.flatnonzero(np.isfinite(rows[labels.first]).all(axis=1))]
+        labels = labels[np.flatnonzero(np.asarray(np.isfinite(rows).all(axis=1))[labels.first])]
         self.classes = np.unique(labels.value)
         if len(self.classes) < 2:
             raise BtcbotError(f"{len(labels)} labels whose features are known, of classes {self.classes.tolist()}: give two or more.")
@@ -186,6 +186,25 @@ class MLPipeline:
             raw = np.asarray(self.classifier.predict_proba(rows if is_known.all() else rows[is_known]), np.float64)
             out[is_known] = raw if self.curves is None else _calibrated(raw, self.curves)
         return out
+
+    def explain(
+        self,
+        bars: pd.DataFrame,        # In the library's schema, with enough history before the bars that matter
+        last: int = 1,             # How many bars are explained, the last ones
+        value: int | None = None,  # Of which class (default: the highest)
+    ) -> pd.DataFrame:             # One column for each feature and the base; NaN where a feature isn't known
+        "Share the score of a class out among the features, before calibration: log odds, of a forest probabilities."
+        if not hasattr(self, "classifier"):
+            raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
+        asked = int(self.classes[-1]) if value is None else value
+        if asked not in self.classes or last < 1:
+            raise BtcbotError(f"value={asked}, last={last}: give one of {self.classes.tolist()}, and 1 bar or more.")
+        rows = self.matrix(bars)[-last:]
+        out, is_known = np.full((len(rows), rows.shape[1] + 1), np.nan), np.isfinite(rows).all(axis=1)
+        if is_known.any():
+            each = contributions(self.family, self.classifier, rows[is_known])
+            out[is_known] = each[:, int(np.searchsorted(self.classes, asked))]
+        return pd.DataFrame(out, bars.index[-last:], [*self.features.names, "base"])
 
     def save(
         self,
