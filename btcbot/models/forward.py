@@ -147,11 +147,11 @@ class Predictions:
 
     @property
     def sides(self) -> F8:   # Shape (n,): of all bars
-        "1 where a long trade was called for, -1 where a short one was, else 0."
+        "1 where a long trade was called for, -1 where a short one was, else 0; of meta-labels, the rule's side where it is to be followed."
         out = np.zeros(len(self.bars))
         for one in self.forecasts:
             out[one.begin : one.begin + len(one.probability)] = sides(one.probability, self.classes, one.threshold)
-        return out
+        return out if self.labels.sides is None else np.asarray(out * self.labels.sides, np.float64)
 
     @property
     def tested(self) -> I8:

@@ -31,6 +31,7 @@ class Labels:
     move: F8       # Shape (m,): change of the price from the fill to the end, in the trade's direction, before costs; a fraction
     cost: F8       # Shape (m,): of buying and selling again, a fraction of the price
     horizon: int   # Most bars that a label looks ahead
+    sides: F8 | None = None   # Shape (n,): of meta-labels, the side of the rule at each bar; a class of 1 means to follow it
 
     def __len__(self) -> int:
         return len(self.first)
@@ -41,7 +42,7 @@ class Labels:
     ) -> "Labels":
         "Return some of the labels, of the same data."
         first, last, value = (column[rows] for column in (self.first, self.last, self.value))
-        return Labels(self.known, first, last, value, self.move[rows], self.cost[rows], self.horizon)
+        return Labels(self.known, first, last, value, self.move[rows], self.cost[rows], self.horizon, self.sides)
 
     @property
     def start(self) -> I8:   # Ms UTC
@@ -238,10 +239,10 @@ def trend_scanning(
     span, t_value = np.empty(len(first), np.int64), np.empty(len(first))
     closes = _column(bars, "close")
     trends_nb(closes, first, shortest, longest, span, t_value)
-    move = closes[first + span] / _column(bars, "open")[first + 1] - 1
-    signs = np.sign(t_value).astype(np.int64)
-    value = np.where((np.abs(t_value) >= least) & (_signs(move, costs[first]) == signs), signs, 0)
-    return Labels(known, first, first + longest, value, move, costs[first], longest)
+    entry, signs = _column(bars, "open")[first + 1], np.sign(t_value).astype(np.int64)
+    is_paid = _signs(closes[first + span] / entry - 1, costs[first]) == signs
+    value = np.where((np.abs(t_value) >= least) & is_paid, signs, 0)
+    return Labels(known, first, first + longest, value, closes[first + longest] / entry - 1, costs[first], longest)
 
 # %% ../../nbs/60_models.labels.ipynb #f8bd5108
 def meta_labels(
@@ -265,7 +266,7 @@ def meta_labels(
     far, paid = size[first] * np.sqrt(horizon), costs[first]
     last, touch, move = _barriers(bars, first, side[first], target * far + paid, stop * far, horizon)
     move = np.where(touch == 2, -stop * far, move)
-    return Labels(known, first, last, (move > paid).astype(np.int64), move, paid, horizon)
+    return Labels(known, first, last, (move > paid).astype(np.int64), move, paid, horizon, side)
 
 # %% ../../nbs/60_models.labels.ipynb #6548ee68
 @kernel

@@ -64,7 +64,8 @@ def _written(task: _Task, pipeline: MLPipeline, summed: F8, count: I8, state: st
     asked = task.labels[np.unique(np.concatenate([test for _, test in task.folds]))]
     done = np.flatnonzero(count)
     told, first, last = task.labels[done], int(asked.start[0]), int(asked.end.max())
-    earned = gains(told, sides(summed[done] / count[done, None], task.classes, 0.0)) * uniqueness(told)
+    threshold = 0.0 if told.sides is None else 0.5    # Of meta-labels: the rule is followed where that is the likelier one to pay
+    earned = gains(told, sides(summed[done] / count[done, None], task.classes, threshold)) * uniqueness(told)
     daily = np.zeros(last // _DAY - first // _DAY + 1)
     np.add.at(daily, told.end // _DAY - first // _DAY, earned)
     centred, deviation = daily - daily.mean(), float(daily.std())
