@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity honesty faults mutants docs readme lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity honesty faults chaos mutants docs readme lock export notebooks format pin clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -29,6 +29,7 @@ help:
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
 	@echo "make honesty [SEED=1]   the statistics on markets without an edge, and with one of known size (half an hour)"
 	@echo "make faults [SCHEDULES=2000]   orders under failures and kills, then the planted bugs that these must find"
+	@echo "make chaos [N=10000] [SEED=7]   the whole trader under all faults at once, then its planted bugs; or one schedule with its trace"
 	@echo "make mutants     faults of one line in the account and the decisions, each of which a test must find"
 	@echo "make readme      README.md from nbs/index.ipynb"
 	@echo "make docs        the documentation site in _docs (needs Quarto)"
@@ -120,6 +121,10 @@ honesty: $(VENV)/.dev
 faults: $(VENV)/.external
 	@$(BIN)/python -m tests.faults.campaign --schedules "$(or $(SCHEDULES),2000)"
 	@$(BIN)/python -m tests.faults.campaign --bugs
+
+chaos: $(VENV)/.external
+	@$(BIN)/python -m tests.chaos.campaign $(if $(SEED),--seed "$(SEED)",--schedules "$(or $(N),10000)" --jobs "$(WORKERS)")
+	@$(if $(SEED),,$(BIN)/python -m tests.chaos.campaign --bugs --jobs "$(WORKERS)")
 
 mutants: $(VENV)/.external
 	@$(BIN)/python -m tests.mutants.campaign

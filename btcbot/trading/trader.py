@@ -32,12 +32,12 @@ from ..market.profile import BrokerProfile
 from ..strategies.base import SignalStream, Strategy
 from ..terminal.contract import TIMEFRAMES, AccountInfo, C, Rows, Terminal, Tick, TradeDeal, TradeOrder, TradePosition
 from ..terminal.evidence import look_calls, look_from
-from ..terminal.journal import OrderJournal, strategy_of
+from ..terminal.journal import OrderJournal, marker, strategy_of
 from ..terminal.wire import Answer, Call, LockStep
 from .decisions import DecisionLog
 from .execution import OrderExecution
 from .guarding import StopKeeper
-from .reconciliation import POLICIES, Difference, Policy, Suspicions, reconcile
+from .reconciliation import POLICIES, Difference, Policy, Suspicions, executed_after_all, reconcile
 from .standing import Standing
 
 # %% ../../nbs/71_trading.trader.ipynb #48ad640c
@@ -146,7 +146,7 @@ class Trader:
         self.execution = OrderExecution(terminal, journal, profile.symbol, strategy_id, deployment)
         self.execution.about["code"] = strategy.code_hash
         self.record = LiveRecord()
-        self._last_time, self._has_started = -1, False
+        self._last_time, self._has_started, self._behind_since = -1, False, -1
         self._waiting = dict[int, tuple[I8, int, int]]()  # Exits the broker didn't take yet: by position, with bar and attempt
         self._refused, self._keeper = self.risk.refusals, StopKeeper()
         self._unit = 10.0**profile.symbol.digits
@@ -304,6 +304,9 @@ class Trader:
         self.record.requests += 1
         adopted = [position.ticket for position in seen.positions or () if self._is_adopted(position.ticket)]
         since_ms = int(journal.keep("since", str(seen.server_ms)))
+        for entry, said in executed_after_all(seen, journal.recent(0)):
+            _log.error("ALARM: order %s counted as not done, and was executed as order %d", marker(entry.key), said["order"])
+            journal.adopt(entry.key, said)
         found = reconcile(seen, journal.recent(0), symbol.name, symbol.point, [self.strategy_id], adopted, since_ms)
         for difference in found:
             if difference.kind == "foreign" and self.foreign == "adopt":
@@ -372,6 +375,7 @@ class Trader:
     def _closed(self, rates: Rows, now: int) -> F8:
         rates, digits = rates[:-1], self.profile.symbol.digits
         block = rates_block(rates, self.clock, digits, self._last_time - 2 * self.length)
+        self._heed_clock(now)
         again = block[block[:, 0] == self._last_time]
         if self.decisions is not None and len(self._seen) and len(again) and (again[0] != self._seen).any():
             self.decisions.changed(again[0], now)
@@ -396,6 +400,18 @@ class Trader:
             if self.on_bars is not None:
                 self.on_bars(rates[is_fresh])
         return block
+
+    def _heed_clock(self, now: int) -> None:
+        "End where the server's clock stays behind the last bar for two: that bar was from the future, and the strategy has seen it."
+        if now >= self._last_time:
+            self._behind_since = -1
+        elif self._behind_since < 0 or now < self._behind_since:
+            self._behind_since = now
+        elif now - self._behind_since >= 2 * self.length:
+            raise BtcbotError(
+                f"The server's clock shows {format_utc(now)}, and the last bar was that of {format_utc(self._last_time)}: "
+                "the clock was wrong then, or is now. Start the trader again, so that the strategy sees the bars in their order."
+            )
 
     def _utc(self, server_ms: int, after: int) -> int:
         return int(to_utc_in_order(self.clock, np.array([server_ms], np.int64), after)[0])

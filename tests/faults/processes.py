@@ -70,7 +70,7 @@ def arm(kill: Kill | None) -> None:
 # ---- the broker
 
 
-def _count(struck: Counter[str]) -> None:
+def count_faults(struck: Counter[str]) -> None:
     """Count the faults that strike, of each kind."""
     before, events, quote, clock_ms = FaultPlan.before, FaultPlan.events, FaultPlan.quote, FaultPlan.clock_ms
 
@@ -101,22 +101,28 @@ def _count(struck: Counter[str]) -> None:
     FaultPlan.quote, FaultPlan.clock_ms = counted_quote, counted_clock
 
 
+def honest_changes() -> None:
+    """See to it that no broker says of a change that it is done before it is: there is no deal that could follow."""
+    from btcbot.terminal.twin import Twin
+
+    struck_with = Twin._struck
+
+    def possible(self: Twin, effect: Effect, client: Any, name: str, arguments: tuple[Any, ...], keywords: Any) -> object:
+        is_change = name == "order_send" and arguments[0]["action"] in CHANGES
+        is_early = is_change and effect.retcode == C.TRADE_RETCODE_DONE
+        return struck_with(self, replace(effect, late_ms=0) if is_early else effect, client, name, arguments, keywords)
+
+    Twin._struck = possible
+
+
 def broker(schedule: Schedule) -> None:
     """Be the terminal and its broker, until standard input ends; a line of input asks for the truth."""
     from btcbot.terminal.twin import Twin
     from mt5_server import worker
 
     struck: Counter[str] = Counter()
-    _count(struck)
-    struck_with = Twin._struck
-
-    def possible(self: Twin, effect: Effect, client: Any, name: str, arguments: tuple[Any, ...], keywords: Any) -> object:
-        """No broker says that a change is done before it is: there is no deal that could follow."""
-        is_change = name == "order_send" and arguments[0]["action"] in CHANGES
-        is_early = is_change and effect.retcode == C.TRADE_RETCODE_DONE
-        return struck_with(self, replace(effect, late_ms=0) if is_early else effect, client, name, arguments, keywords)
-
-    Twin._struck = possible
+    count_faults(struck)
+    honest_changes()
     twin = Twin(market(), schedule.broker(), "M1", START_MS, speed=SPEED, faults=plan_from_text(schedule.faults))
 
     def listen() -> None:
@@ -142,6 +148,12 @@ def truth(twin: Any, struck: Counter[str]) -> str:
             if broker.due is None:
                 break
         time.sleep(0.005)
+    return told(twin, struck)
+
+
+def told(twin: Any, struck: Counter[str]) -> str:
+    """Return what the broker knows at this moment."""
+    broker = twin.broker
     account = broker.answer("account_info", (), {})
     deals = [deal._asdict() for deal in broker.all_deals()]
     positions = [position._asdict() for position in broker.answer("positions_get", (), {})]

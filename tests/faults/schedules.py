@@ -126,7 +126,7 @@ def _shifted(step: Step, steps: list[Step]) -> Step:
     return replace(step, on=step.on + 1) if step.on >= place else step
 
 
-def _at_order(kind: FaultKind, number: int, chance: random.Random) -> Fault:
+def at_order(kind: FaultKind, number: int, chance: random.Random) -> Fault:
     """Draw a fault of `kind` at the `number`th order."""
     late = chance.choice((0, 0, 3_000, 12_000, 20_000))
     if kind == "delay":
@@ -145,7 +145,7 @@ def _at_order(kind: FaultKind, number: int, chance: random.Random) -> Fault:
     return Fault(kind, "order_send", number, size=chance.choice(sizes.get(kind, (0,))))
 
 
-def _in_time(kind: FaultKind, chance: random.Random) -> Fault:
+def in_time(kind: FaultKind, chance: random.Random) -> Fault:
     """Draw a fault of `kind` at a moment of the first minute."""
     at_ms, length = chance.randint(10_000, 45_000), chance.choice((5_000, 20_000, 60_000))
     size = {
@@ -169,9 +169,9 @@ def draw(seed: int, is_cold: bool = False) -> Schedule:
     def strike(fault_kind: FaultKind) -> None:
         is_call = fault_kind in CALL_KINDS[:8] or (fault_kind in CALL_KINDS and chance.random() < 0.5)
         if not is_call:
-            faults.append(_in_time(fault_kind, chance))
+            faults.append(in_time(fault_kind, chance))
         elif numbers:
-            faults.append(_at_order(fault_kind, numbers.pop(0), chance))
+            faults.append(at_order(fault_kind, numbers.pop(0), chance))
 
     needs: dict[str, FaultKind] = {"not_done": "reject", "unknown": "lost_answer", "adopt": "lost_answer"}
     need = needs.get(name)
