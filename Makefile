@@ -125,6 +125,7 @@ faults: $(VENV)/.external
 chaos: $(VENV)/.external
 	@$(BIN)/python -m tests.chaos.campaign $(if $(SEED),--seed "$(SEED)",--schedules "$(or $(N),10000)" --jobs "$(WORKERS)")
 	@$(if $(SEED),,$(BIN)/python -m tests.chaos.campaign --bugs --jobs "$(WORKERS)")
+	@$(if $(SEED),,$(BIN)/python -m tests.chaos.campaign --live --schedules "$$(($(or $(N),10000) / 10))")
 
 mutants: $(VENV)/.external
 	@$(BIN)/python -m tests.mutants.campaign

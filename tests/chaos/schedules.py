@@ -9,7 +9,7 @@ from btcbot.terminal.faults import CALL_KINDS, FAULT_KINDS, Fault, FaultKind, Fa
 from tests.faults.schedules import COMMENT_RULES, DELAYS_MS, SERVER_POINTS, Kill, at_order, in_time
 
 FAULTS_S, END_S = 18 * 60, 46 * 60  # market seconds in which things go wrong, and of a schedule
-LIVE_FAULTS_S, LIVE_END_S = 9 * 60, 21 * 60  # the same over real processes; the day ends while the strategy holds something
+LIVE_FAULTS_S, LIVE_END_S = 9 * 60, 21 * 60 + 30  # the same over real processes; the day ends while the strategy holds something
 PROFILES = ("crypto-24x7", "cfd-eet", "ecn-ny7", "netting-eet")
 LINK_KINDS = ("lost_way", "lost_reply", "late", "slow", "twice", "replay", "refused", "silence")
 MACHINE_KINDS = ("disk", "jump", "stripped", "by_hand", "switch")
@@ -115,7 +115,7 @@ def draw(seed: int, is_live: bool = False) -> Schedule:
     kind, process, name = TARGETS[seed % len(TARGETS)]
     profile = chance.choice(PROFILES)
     is_netting = profile.startswith("netting") or chance.random() < 0.25
-    numbers = chance.sample(range(1, 13), 12)
+    numbers = chance.sample(range(1, 9 if is_live else 13), 8 if is_live else 12)
     faults, troubles = list[Fault](), list[Trouble]()
 
     def strike(one: str) -> None:
@@ -127,9 +127,9 @@ def draw(seed: int, is_live: bool = False) -> Schedule:
         is_call = broken in CALL_KINDS[:8] or (broken in CALL_KINDS and chance.random() < 0.5)
         if is_call and broken == "ipc":
             faults.append(Fault("ipc", chance.choice(("positions_get", "account_info")), chance.randint(5, 60), size=-10005))
-        elif is_call:
+        elif is_call and numbers:
             faults.append(at_order(broken, numbers.pop(), chance))
-        else:
+        elif not is_call:
             faults.append(replace(in_time(broken, chance), at_ms=chance.randint(60_000, (faults_s - 90) * 1000)))
 
     if name in ("unknown", "adopt"):

@@ -57,7 +57,7 @@ def arm(kill: Kill | None) -> None:
     def at_write(point: str, key: str) -> None:
         nonlocal passed
         passed += point == kill.point
-        if passed == kill.nth and point == kill.point:
+        if passed == kill.nth and point == kill.point and time.monotonic() < kill.until:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def armed(self: OrderJournal, *arguments: Any, **keywords: Any) -> None:

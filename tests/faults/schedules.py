@@ -42,6 +42,7 @@ class Kill:
     process: str  # server or client
     point: str
     nth: int = 1
+    until: float = float("inf")  # not from this moment of the monotonic clock on
 
 
 @dataclass(frozen=True, slots=True)
