@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/core.metrics.html.md"""
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'DEAL_REASONS', 'STAGES', 'RISK_RULES', 'SENDING_RULES', 'RISK_LIMITS', 'DIFFERENCES', 'ROW_KINDS',
-           'GAP_REASONS', 'ALARMS', 'Metrics']
+           'GAP_REASONS', 'ALARMS', 'CAUSES', 'TextMetrics', 'Metrics', 'ParityMetrics']
 
 # %% ../../nbs/02_core.metrics.ipynb #1fc2067d
 from collections.abc import Iterable
@@ -32,10 +32,36 @@ DIFFERENCES: Final = ("quantity", "average price", "profit", "lost", "duplicate"
 ROW_KINDS: Final = ("bar", "tick")
 GAP_REASONS: Final = ("failed", "truncated", "empty", "ambiguous", "left out")
 ALARMS: Final = ("down", "stall")
+CAUSES: Final = ("code", "late data", "revised bar", "spread", "slippage", "reject", "partial fill", "state", "unknown")
 _BUCKETS: Final = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+# %% ../../nbs/02_core.metrics.ipynb #286bb1b0
+class TextMetrics:
+    "A set of metrics that can be written to a file."
+    registry: CollectorRegistry
+
+    def write_textfile(
+        self,
+        path: Path,  # Ends in `.prom` where a node exporter collects it
+    ) -> None:
+        "Write all metrics to `path`; a reader sees the old file or the new one, never a part."
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_to_textfile(str(path), self.registry)
+        except OSError as error:
+            raise BtcbotError(f"The metrics file {path} can't be written ({error.strerror}): choose another folder.") from error
+
+    def snapshot(self) -> dict[str, float]:  # Keys as Prometheus writes them, such as `btcbot_deals_total{reason="sl"}`
+        "Return the present values, histograms as their sum and count."
+        return {
+            sample.name + "".join(f'{{{key}="{value}"}}' for key, value in sample.labels.items()): sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith(("_created", "_bucket"))
+        }
+
 # %% ../../nbs/02_core.metrics.ipynb #694cf498
-class Metrics:
+class Metrics(TextMetrics):
     "Every metric of one trader or one ingestor."
 
     def __init__(self) -> None:
@@ -74,22 +100,15 @@ class Metrics:
         loop = Histogram("btcbot_loop_seconds", "Time that one bar took, by stage of the loop.", ["stage"], registry=own, buckets=_BUCKETS)
         self.stages: dict[str, Histogram] = {stage: loop.labels(stage) for stage in STAGES}
 
-    def write_textfile(
-        self,
-        path: Path,  # Ends in `.prom` where a node exporter collects it
-    ) -> None:
-        "Write all metrics to `path`; a reader sees the old file or the new one, never a part."
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_to_textfile(str(path), self.registry)
-        except OSError as error:
-            raise BtcbotError(f"The metrics file {path} can't be written ({error.strerror}): choose another folder.") from error
+# %% ../../nbs/02_core.metrics.ipynb #75e5a170
+class ParityMetrics(TextMetrics):
+    "Metrics of a comparison of live and backtest."
 
-    def snapshot(self) -> dict[str, float]:  # Keys as Prometheus writes them, such as `btcbot_deals_total{reason="sl"}`
-        "Return the present values, histograms as their sum and count."
-        return {
-            sample.name + "".join(f'{{{key}="{value}"}}' for key, value in sample.labels.items()): sample.value
-            for family in self.registry.collect()
-            for sample in family.samples
-            if not sample.name.endswith(("_created", "_bucket"))
-        }
+    def __init__(self) -> None:
+        own = self.registry = CollectorRegistry()
+        self.score = Gauge("btcbot_parity_score_ratio", "Share of decisions and deals that agree; 1 where all do.", registry=own)
+        text = "Decisions and deals in which live and backtest differ, by cause."
+        causes = Gauge("btcbot_parity_differences", text, ["cause"], registry=own)
+        self.differences: dict[str, Gauge] = {cause: causes.labels(cause) for cause in CAUSES}
+        text = "When live and backtest were compared last, in Unix seconds."
+        self.last_run = Gauge("btcbot_parity_last_run_timestamp_seconds", text, registry=own)

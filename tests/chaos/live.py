@@ -24,6 +24,8 @@ LOTS = 0.1  # of a unit of the strategy
 class LivePlay(Play):
     """A schedule whose client is the whole trader."""
 
+    program_s = 90.0  # a day takes thirteen; other schedules may take the processor
+
     def __init__(self, schedule: Schedule):
         super().__init__(cast(Any, schedule))
         self.said: dict[str, list[Any]] = {"struck": [], "ended": [], "broken": [], "halted": [], "answered": []}

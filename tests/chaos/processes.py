@@ -31,6 +31,7 @@ from tests.faults.schedules import SPEED, Kill
 
 FAR = 0.03  # share of the price: no stop is reached, so that the end doesn't hang on the second of an entry
 LIMITS = RiskLimits(max_lots=10_000, max_drawdown=1.0, max_daily_loss=1.0)
+PATIENCE_S = 3.0  # five market minutes
 BEGAN = "began"  # file with the moment at which the market began, on the clock that all processes share
 
 
@@ -162,4 +163,9 @@ def trade(schedule: Schedule, url: str, folder: Path, clock: MarketTime, journal
             say({"halted": journal.fact("halted") or "", "answered": len(answered)})
             journal.forget("halted")
         time.sleep(loop._pause_s if not loop._is_away else min(loop._pause_s, 0.3))
-    say({"broken": [f"{found.kind} {found.ticket}: {found.text}" for found in trader.reconcile() if found.is_broken]})
+    until, broken = time.monotonic() + PATIENCE_S, ["nothing was compared"]
+    while time.monotonic() < until and (broken or journal.open_entries()):  # no decision more: what is open is settled, records come late
+        trader.execution.settle_open()
+        broken = [f"{found.kind} {found.ticket}: {found.text}" for found in trader.reconcile() if found.is_broken]
+        time.sleep(0.05)
+    say({"broken": broken})

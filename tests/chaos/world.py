@@ -423,8 +423,9 @@ class Play:
         with twin.lock:
             twin._pass(self.now_ms)
             fields = dict.fromkeys(TradeRequest.__match_args__, 0) | {"comment": "", "symbol": self.profile.symbol.name}
+            before = len(twin.broker.executed)
             done = twin.broker.order_send(fields | request)
-            self._by_persons.add(len(twin.broker.executed) - 1)
+            self._by_persons.update(range(before, len(twin.broker.executed)))
             return done
 
     def _lift(self) -> None:

@@ -49,6 +49,8 @@ class Report:
 class Play:
     """One schedule while it is played."""
 
+    program_s = PROGRAM_S
+
     def __init__(self, schedule: Schedule, bug: str | None = None):
         self.schedule, self.bug = schedule, BUGS[bug] if bug else None
         shared = Path("/dev/shm")
@@ -166,7 +168,7 @@ class Play:
 
     def run_client(self) -> bool:
         """Run the trader to its end, however often it or the server is killed."""
-        until = time.monotonic() + PROGRAM_S * (8 if self.schedule.is_cold else 1)
+        until = time.monotonic() + self.program_s * (8 if self.schedule.is_cold else 1)
         while time.monotonic() < until:
             client = self._children["client"]
             wait_any([client, self._children["server"]], min(0.02, until - time.monotonic()))
@@ -183,7 +185,7 @@ class Play:
                     return False
                 client.close()
                 self.start_client()
-        self.trouble.append(f"the client did not end within {PROGRAM_S:g} s: {self._tail('client')}")
+        self.trouble.append(f"the client did not end within {self.program_s:g} s: {self._tail('client')}")
         return False
 
     def settle(self) -> None:
