@@ -9,6 +9,7 @@ __all__ = ['Foreign', 'NameOption', 'live', 'stop', 'lift', 'why', 'costs', 'par
 
 # %% ../nbs/90_cli_trading.ipynb #9b5dfdd4
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
@@ -213,7 +214,10 @@ def parity(
     end: Annotated[str, typer.Option("--to", help="And before.")] = "",
     rows: Annotated[int, typer.Option(help="Differences to show.")] = 20,
 ) -> None:
-    "Compare what was decided and traded with a backtest of the same bars; exit code 1 where a difference has no cause."
+    """Compare what was decided and traded with a backtest of the same bars; exit code 1 where a difference has no cause.
+
+    What came of it goes to parity.prom beside the deployment's other metrics: run it once a day, by cron or a timer.
+    """
     from btcbot.cli_data import prepared
 
     settings = prepared()
@@ -244,6 +248,7 @@ def parity(
         bars = store.read(source=source, symbol=run.profile.symbol.name, timeframe=run.timeframe, start=run.warm_from)
         span = utc_ms(begin) if begin else 0, utc_ms(end) if end else 2**62
         found = line_up(log, journal, deals, bars, chosen, 1, *span)
+    found.metrics(time.time()).write_textfile(folder / "parity.prom")
     typer.echo(str(found))
     for row in found.differences.head(rows).itertuples():
         typer.echo(f"{row.time:%Y-%m-%d %H:%M:%S}  {row.what:<6}  {row.cause:<12}  {row.why}")
