@@ -208,11 +208,13 @@ class Server:
         self._idle = 0
         try:
             for what in (self.gate.look, self.orders.step, self.guard.step):
-                with suppress(Exception):
+                with suppress(sqlite3.OperationalError):  # the disk is full: it is tried again
                     what()
         except Killed as kill:
             self.play.kill(kill.process)
             return
+        except Exception as error:
+            self.play.trouble.append(f"the server failed: {type(error).__name__}: {error}")
         clock.later(2.0, functools.partial(self._step, number))
 
     def die(self, pause_s: float = 7.0) -> None:
