@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
 import requests
 from requests.adapters import HTTPAdapter
 
@@ -24,9 +23,9 @@ from btcbot.trading.live import KillSwitch, LiveLoop
 from btcbot.trading.trader import Trader
 from tests.chaos.link import Link
 from tests.chaos.schedules import LIVE_END_S, Schedule
-from tests.chaos.strategy import certified
+from tests.chaos.strategy import certified, past
 from tests.faults import processes
-from tests.faults.processes import START_MS, TOKEN, market, say
+from tests.faults.processes import TOKEN, market, say
 from tests.faults.schedules import SPEED, Kill
 
 FAR = 0.03  # share of the price: no stop is reached, so that the end doesn't hang on the second of an entry
@@ -149,9 +148,8 @@ def trade(schedule: Schedule, url: str, folder: Path, clock: MarketTime, journal
         deployment="chaos",
         reconcile_every=3,
     )
-    now = pd.Timestamp((START_MS + int(clock.elapsed() * 1000)) // 60_000 * 60_000, unit="ms", tz="UTC")
-    bars = market().round(profile.symbol.digits)
-    trader.warm_up(bars[bars.index < now])
+    tick = terminal.symbol_info_tick(profile.symbol.name)
+    trader.warm_up(past(market().round(profile.symbol.digits), tick, server_clock(profile.clock)))
     loop = LiveLoop(trader, KillSwitch(folder / "stop.json"), 0.03)
     terminal.lease()
     lifted = False

@@ -7,13 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
+import pandas as pd
+
+from btcbot.core.errors import BtcbotError
 from btcbot.core.jit import F8, I8, kernel
 from btcbot.data.certificates import CertificateFile
 from btcbot.engine.lots import SCALED, SIZE_LOTS
 from btcbot.engine.risk import SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TRAILING
 from btcbot.features.causality import certify
 from btcbot.market.bars import CLOSE, TIME
+from btcbot.market.clock import ServerClock, to_utc
 from btcbot.strategies.base import Strategy
+from btcbot.terminal.contract import Tick
 from tests.faults.processes import market
 
 PHASE_MS = 120_000
@@ -34,6 +39,14 @@ def pulse_nb(params: F8, state_f: F8, state_i: I8, block: F8, out: F8) -> None:
 def pulse(unit: float = 0.1, stop: float = 0.004) -> Strategy:
     """Return the strategy; `unit` in lots, `stop` a share of the price."""
     return Strategy("pulse", pulse_nb, {"unit": unit, "stop": stop}, n_float=0, n_int=0, warm_up=0)
+
+
+def past(bars: pd.DataFrame, tick: Tick | None, clock: ServerClock) -> pd.DataFrame:
+    """Return the bars that have closed by the server's clock, right or wrong: the history that a trader asks for."""
+    if tick is None:
+        raise BtcbotError("The terminal has no quote.")
+    now = int(to_utc(clock, tick.time_msc, "earliest")) // 60_000 * 60_000
+    return bars[bars.index < pd.Timestamp(now, unit="ms", tz="UTC")]
 
 
 def held(utc_ms: int) -> tuple[int, int]:

@@ -51,7 +51,7 @@ from mt5_server.stream import Hub
 from tests.chaos.link import Link, never_connected
 from tests.chaos.oracle import Case, Day, verdict
 from tests.chaos.schedules import END_S, Schedule
-from tests.chaos.strategy import certified
+from tests.chaos.strategy import certified, past
 from tests.faults.oracle import DONE, Fields, Truth, rows
 from tests.faults.play import Report
 from tests.faults.processes import START_MS, TOKEN, count_faults, honest_changes, market, told
@@ -278,8 +278,8 @@ class Bot:
                 deployment="chaos",
                 reconcile_every=7,
             )
-            now = pd.Timestamp(play.now_ms // 60_000 * 60_000, unit="ms", tz="UTC")
-            self.trader.warm_up(play.bars[play.bars.index < now])
+            tick = self.terminal.symbol_info_tick(play.profile.symbol.name)
+            self.trader.warm_up(past(play.bars, tick, play.twin.clock))
             self.loop = LiveLoop(self.trader, KillSwitch(play.folder / "stop.json"), 2.0, play.clock.elapsed, play.clock.wait)
             self.terminal.lease()
         except BaseException:
