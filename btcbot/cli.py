@@ -8,6 +8,7 @@ Docs: https://btcbot.github.io/btcbot/cli.html.md"""
 __all__ = ['app', 'demo', 'doctor', 'main']
 
 # %% ../nbs/91_cli.ipynb #c21b4bd1
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ def main(
     arguments: Sequence[str] | None = None,  # Default: those of the process
 ) -> int:                                    # Exit code: 0 done, 1 failed, 2 a mistake of the user, 130 interrupted
     "Run the `btcbot` command."
-    from btcbot.core.log import redact
+    from btcbot.core.log import redact, register_environment
+    register_environment(os.environ)
     try:
         app(args=arguments, prog_name="btcbot")
     except SystemExit as ended:

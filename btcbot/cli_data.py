@@ -42,12 +42,14 @@ ToOption = Annotated[str | None, typer.Option("--to", help="First moment left ou
 def prepared() -> "Settings":
     "Read the settings and set logging up."
     from btcbot.core.config import load_settings
-    from btcbot.core.log import configure_logging
+    from btcbot.core.log import configure_logging, register_secret
 
     settings = load_settings()
     # The kernels' cache is chosen when numba is loaded, here and in every process that is started from here.
     os.environ["BTCBOT_CACHE"] = str(settings.cache)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, form=settings.log_format)
+    if (token := settings.server_token) and len(token) >= 8:
+        register_secret(token)
     return settings
 
 

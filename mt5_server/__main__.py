@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -106,7 +107,7 @@ def run(config: Config) -> None:
     if token is not None:
         hash_token(token)
         register_secret(token)
-    configure_logging(config.log_level, config.log_file)
+    configure_logging(config.log_level, config.log_file, config.log_format)
     is_attached = config.terminal.startswith("worker:")
     if not is_attached:
         check_token(config, token, config.is_simulated)
@@ -136,8 +137,11 @@ def run(config: Config) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code; what fails says nothing of a secret."""
+    from btcbot.core.log import redact, register_environment
+
     given = sys.argv[1:] if arguments is None else list(arguments)
+    register_environment(os.environ)
     try:
         if given and given[0] in COMMANDS:
             from mt5_server import auth_cli
@@ -145,10 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return auth_cli.main(given)
         run(parse(given))
     except BtcbotError as error:
-        print(f"mt5-server: {error}", file=sys.stderr)
+        print(f"mt5-server: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from btcbot.core.config import home_folder
 from btcbot.core.errors import BtcbotError
+from btcbot.core.log import redact
 from btcbot.security.grants import ROLES, moment
 from btcbot.security.keys import public_bytes
 from btcbot.security.users import Users
@@ -172,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
         with Auth.open(AuthSettings(folder=given.folder or default_folder(), vault_key=given.vault_key)) as auth:
             given.run(auth, given)
     except BtcbotError as error:
-        print(f"mt5-server: {error}", file=sys.stderr)
+        print(f"mt5-server: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -18,6 +18,8 @@ from btcbot.core.errors import BtcbotError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+    from btcbot.core.config import LogFormat
+
 DEFAULT_PORT: Final = 8443
 SCHEMES: Final = ("mt5", "twin", "worker")
 
@@ -37,6 +39,7 @@ class Config:
     tls_key: Path | None = None
     log_level: str = "INFO"
     log_file: Path | None = None
+    log_format: "LogFormat" = "text"
     call_timeout_s: float = 60.0
     streams: int = 16
     origins: frozenset[str] = frozenset()
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, metavar="FILE", help="private key, PEM")
     add("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"], help="default: INFO")
     add("--log-file", type=Path, metavar="FILE", help="also write the log here")
+    add("--log-format", choices=["text", "json"], help="json: one object a line (default: text)")
     add("--call-timeout-s", type=float, metavar="SECONDS", help="longest wait for one call of the terminal (default: 60)")
     add("--streams", type=int, metavar="N", help="how many streams at a time (default: 16)")
     add("--origins", metavar="URL,URL", help="by what URLs clients call this server, where a proxy stands in between")
@@ -118,7 +122,7 @@ def _merged(given: argparse.Namespace) -> Config:
     """Put flags, environment and file together."""
     from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-    from btcbot.core.config import LogLevel, home_folder
+    from btcbot.core.config import LogFormat, LogLevel, home_folder
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -133,6 +137,7 @@ def _merged(given: argparse.Namespace) -> Config:
         tls_key: Path | None = None
         log_level: LogLevel = "INFO"
         log_file: Path | None = None
+        log_format: LogFormat = "text"
         call_timeout_s: float = Field(60.0, gt=0, le=3600)
         streams: int = Field(16, ge=0, le=256)
         origins: str = ""

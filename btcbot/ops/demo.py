@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Final, NoReturn, TextIO
 
 from ..core.errors import BtcbotError
+from ..core.log import redact
 from ..core.progress import VARIABLE, follow_progress
 
 # %% ../../nbs/81_ops.demo.ipynb #4e2c6d4a
@@ -128,6 +129,9 @@ def execute_job(
     from papermill.exceptions import PapermillExecutionError
     from traitlets.config import Config
 
+    for parameter, value in parameters.items():
+        if redact(str(value)) != str(value):
+            raise BtcbotError(f"The parameter {parameter} holds a secret, which the executed notebook would keep: use the environment.")
     encryption = "auto" if zmq.has("curve") else "disabled"
     events, stop = folder / "progress.jsonl", threading.Event()
     events.touch()
