@@ -19,6 +19,7 @@ from flask_openapi3.openapi import OpenAPI
 from btcbot import __version__
 from btcbot.terminal.wire import MAX_BODY, is_loopback, loads
 from mt5_server import api_calls, api_orders, api_reading, auth_routes, document, problems
+from mt5_server.audit import write_down
 from mt5_server.auth import caller_or_none, identify
 from mt5_server.parts import Parts
 from mt5_server.refusal import Refusal
@@ -156,6 +157,7 @@ def create_app(parts: Parts) -> OpenAPI:
     def leave(response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule is not None else "other"
         parts.metrics.observe_request(route, response.status_code, time.perf_counter() - g.get("began", time.perf_counter()))
+        write_down(parts.auth, response)
         in_flight.leave(response)
         return _harden(app, _compress(response))
 

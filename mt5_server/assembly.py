@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
@@ -37,6 +38,7 @@ def assemble(
     metrics = ServerMetrics()
     gate.observe = metrics.observe_call
     guard = Guard(gate, guard_file, guard_settings)
+    guard.note = partial(auth.note, "guard")
     orders = Orders(gate, journal, guard, admit=admission(auth, gate))
     hub = Hub(gate, streams, metrics.streams_dropped.inc)
     metrics.gauges(lambda: {**_gauges(gate, hub), **_watched(orders, guard)})

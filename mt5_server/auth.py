@@ -8,6 +8,7 @@ import hmac
 import logging
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from btcbot.security.grants import HOLDS, WARN_MS, Grant, Role, breach, moment
 from btcbot.security.proofs import Arrived, ProofError, Seen, check_proof, key_of
 from btcbot.security.sealing import Sealer
 from btcbot.security.throttle import RateLimit, Throttled, source_of
+from btcbot.security.trail import Trail
 from btcbot.security.unlocking import vault_key
 from btcbot.security.users import SESSION_PREFIX, LoginRefused, Session, Users, token_hash
 from btcbot.security.vault import KEY_VARIABLE, Vault
@@ -163,11 +165,12 @@ class Auth:
         settings: AuthSettings = AuthSettings(),
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
+        trail: Trail | None = None,
     ):
         if owner_token is not None:
             register_secret(owner_token)
         self._owner = None if owner_token is None else hash_token(owner_token)
-        self.grants, self.users, self.settings = grants, users, settings
+        self.grants, self.users, self.settings, self.trail = grants, users, settings, trail
         self._now_ms, self._monotonic = now_ms, monotonic
         self.nonce = secrets.token_urlsafe(16)  # of this run: a proof made for an earlier one is worth nothing
         self._offset_s = now_ms() / 1000 - monotonic()
@@ -184,10 +187,22 @@ class Auth:
         if settings.folder is None:
             return cls(Grants(Path(":memory:"), now_ms), None, owner_token, settings, now_ms)
         users = Users(settings.folder / "people.sqlite3", open_sealer(settings), now_ms=now_ms)
-        return cls(Grants(settings.folder / "grants.sqlite3", now_ms), users, owner_token, settings, now_ms)
+        grants, trail = Grants(settings.folder / "grants.sqlite3", now_ms), Trail(settings.folder / "trail.sqlite3", now_ms)
+        return cls(grants, users, owner_token, settings, now_ms, trail=trail)
+
+    def note(self, who: str, what: str, detail: str = "", place: str = "local", is_confirmed: bool = False) -> None:
+        """Write a line into the audit trail; a disk that is full must not keep anybody from stopping a bot."""
+        if self.trail is None:
+            return
+        try:
+            self.trail.write(who, what, detail, place, is_confirmed)
+        except (OSError, sqlite3.Error) as error:
+            _log.error("The audit trail can't be written; it lacks: %s, %s", who, what, exc_info=error)
 
     def close(self) -> None:
         """Close the files."""
+        if self.trail is not None:
+            self.trail.close()
         self.grants.close()
         if self.users is not None:
             self.users.close()

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from btcbot.core.config import home_folder
 from btcbot.core.errors import BtcbotError
@@ -22,6 +22,7 @@ from mt5_server.auth import Auth, AuthSettings
 from mt5_server.grants import magic_ranges, magic_texts
 
 COMMANDS: Final = ("user", "grant", "token")
+Run: TypeAlias = Callable[[Auth, argparse.Namespace], str | None]  # returns who gave a code
 FOLDER: Final = "mt5_server"  # in btcbot's home folder
 
 
@@ -68,7 +69,7 @@ def _public_key(text: str) -> str:
     return text
 
 
-def _grant_issue(auth: Auth, given: argparse.Namespace) -> None:
+def _grant_issue(auth: Auth, given: argparse.Namespace) -> str:
     public, magics = _public_key(given.key), magic_ranges(_words(given.magics))
     by = confirmed(_people(auth))
     grant = auth.grants.issue(
@@ -84,6 +85,7 @@ def _grant_issue(auth: Auth, given: argparse.Namespace) -> None:
         roles=_words(given.roles),
     )
     say(f"{grant.id} is good until {moment(grant.ends_ms)}; after that it closes positions until {moment(grant.reduce_until_ms)}.")
+    return by
 
 
 def _grant_list(auth: Auth, given: argparse.Namespace) -> None:
@@ -103,10 +105,11 @@ def _grant_revoke(auth: Auth, given: argparse.Namespace) -> None:
     say(f"{given.id} was revoked; it is worth nothing from now on.")
 
 
-def _token_metrics(auth: Auth, given: argparse.Namespace) -> None:
-    confirmed(_people(auth))
+def _token_metrics(auth: Auth, given: argparse.Namespace) -> str:
+    by = confirmed(_people(auth))
     say(auth.grants.new_reader(given.name))
     say("It reads /metrics and nothing else. It isn't shown again: put it into the file that Prometheus reads (credentials_file).")
+    return by
 
 
 def _token_list(auth: Auth, given: argparse.Namespace) -> None:
@@ -129,12 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("mt5-server", description="Who may call the server. Works while it runs, and at once.")
     groups = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def group(name: str, text: str) -> Callable[[str, Callable[[Auth, argparse.Namespace], None], str], argparse.ArgumentParser]:
+    def group(name: str, text: str) -> Callable[[str, Run, str], argparse.ArgumentParser]:
         actions = groups.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar="ACTION")
 
-        def action(name: str, run: Callable[[Auth, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-            made = actions.add_parser(name, help=text, description=text, parents=[common])
-            made.set_defaults(run=run)
+        def action(verb: str, run: Run, text: str) -> argparse.ArgumentParser:
+            made = actions.add_parser(verb, help=text, description=text, parents=[common])
+            made.set_defaults(run=run, what=f"{name} {verb}")
             return made
 
         return action
@@ -166,12 +169,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _written_down(auth: Auth, given: argparse.Namespace) -> None:
+    """Run a command; what changes who may call is a line in the audit trail, by the person who gave a code if one did."""
+    detail = str(getattr(given, "name", getattr(given, "id", "")))
+    try:
+        by = given.run(auth, given)
+    except BtcbotError as error:
+        auth.note("machine", f"{given.what} refused", f"{detail}: {error}")
+        raise
+    if not given.what.endswith(" list"):
+        auth.note(by or "machine", given.what, detail, is_confirmed=by is not None)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = _parser().parse_args(arguments)
     try:
         with Auth.open(AuthSettings(folder=given.folder or default_folder(), vault_key=given.vault_key)) as auth:
-            given.run(auth, given)
+            _written_down(auth, given)
     except BtcbotError as error:
         print(f"mt5-server: {redact(str(error))}", file=sys.stderr)
         return 2

@@ -155,6 +155,7 @@ class Guard:
         self.gate, self.path, self.settings, self.at_write = gate, path, settings or GuardSettings(), at_write
         self.turn, self.counters = threading.RLock(), Counter[str]()
         self._monotonic, self._now_ms, self._lock = monotonic, now_ms, threading.RLock()
+        self.note: Callable[[str, str], None] = _nowhere  # takes what the guard does by itself
         try:
             self._connection = open_database(path, "guard", _STEPS, 5.0)
         except (OSError, sqlite3.Error) as error:
@@ -320,6 +321,8 @@ class Guard:
                 self._write("halt", halt={"reason": reason, "by": by, "since_ms": self._now_ms()})
                 self._count("halts_total")
                 _log.error("ALARM: entries are blocked by %s: %s", by, reason)
+                if by == "guard":
+                    self.note("block entries", reason)
 
     def lift(self, person: str) -> None:
         """Allow entries again (with a lease); the guard stops what it was doing."""
@@ -339,6 +342,7 @@ class Guard:
                 self._expires, self._lapsed = None, self._monotonic()
                 self._count("lapses_total")
                 _log.error("ALARM: the lease %s of %s has lapsed; entries are blocked", self._state.epoch, self._state.holder)
+                self.note("lease lapsed", f"{self._state.epoch} of {self._state.holder}")
         read = self._read()
         with self._lock:
             if read is None:
@@ -448,6 +452,7 @@ class Guard:
         self._write("action", action={"kind": kind, "reason": reason, "epoch": self._state.epoch, "is_done": False})
         self._count("actions_total", kind=kind)
         _log.error("ALARM: the guard begins to %s: %s", kind, reason)
+        self.note(f"begin to {kind}", reason)
 
     # ---- acting
 
@@ -470,6 +475,7 @@ class Guard:
         if self._idle >= 2:
             self._write("action", action={**action, "is_done": True})
             _log.error("The guard is done: %s", action["kind"])
+            self.note("done", str(action["kind"]))
 
     def _try(self, verb: Verb, about: TradePosition | TradeOrder, seen: Look) -> bool:
         """Send what has to be sent about one position or order; false if nothing is left to do about it.

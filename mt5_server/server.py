@@ -25,6 +25,7 @@ from btcbot.terminal.wire import is_loopback
 
 _log = logging.getLogger(__name__)
 THREADS = 32
+PATIENCE_S = 10  # for what a client sends or takes next; then it is dropped
 PIECE = 1 << 18  # bytes
 
 
@@ -108,7 +109,7 @@ def listen(
 ) -> tuple[RunningServer, str]:
     """Open `port` (0: any that is free) and return the server and its URL."""
     check_transport(host, certificate, key)
-    server = _Server((host.strip("[]"), port), app, numthreads=THREADS + streams, server_name="mt5-server")
+    server = _Server((host.strip("[]"), port), app, numthreads=THREADS + streams, server_name="mt5-server", timeout=PATIENCE_S)
     server.expiration_interval = 0.1  # s; also how long `stop` may take to be noticed
     server.max_request_header_size = 1 << 14
     try:

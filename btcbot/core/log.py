@@ -75,6 +75,13 @@ class RedactingFormatter(logging.Formatter):
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
         self.converter = time.gmtime
 
+    def formatMessage(
+        self,
+        record: logging.LogRecord,  # Its text is finished
+    ) -> str:                       # One line: a break in what somebody sent would begin a line that nobody logged
+        "Return the first line for `record`."
+        return super().formatMessage(record).replace("\r", r"\r").replace("\n", r"\n")
+
     def format(
         self,
         record: logging.LogRecord,  # What was logged

@@ -10,6 +10,7 @@ __all__ = ['Entry', 'Trail']
 # %% ../../nbs/09_security.trail.ipynb #0d5a48b6
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -55,7 +56,7 @@ class Trail:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,    # Clock
     ):
         keep_private(path)
-        self.path, self._now_ms = path, now_ms
+        self.path, self._now_ms, self._lock = path, now_ms, threading.Lock()
         self._connection = open_database(path, "audit trail", _STEPS)
 
     def close(self) -> None:
@@ -70,17 +71,18 @@ class Trail:
         place: str = "local",           # Likewise
         is_confirmed: bool = False,     # Likewise
     ) -> Entry:                         # On the disk when this returns
-        "Add an entry at the end of the chain."
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            number, before = self._last()
-            draft = Entry(number + 1, self._now_ms(), redact(who), redact(what), redact(detail), redact(place), is_confirmed)
-            entry = replace(draft, hash=_hash(draft, before))
-            self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(entry))
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
+        "Add an entry at the end of the chain; any thread may."
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                number, before = self._last()
+                draft = Entry(number + 1, self._now_ms(), redact(who), redact(what), redact(detail), redact(place), is_confirmed)
+                entry = replace(draft, hash=_hash(draft, before))
+                self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(entry))
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
         return entry
 
     def _last(self) -> tuple[int, str]:
