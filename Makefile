@@ -1,7 +1,7 @@
 # btcbot: `make demo`, `make test`, `make lab`; `make help` lists the rest. Works with GNU make 3.81 (macOS).
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench parity honesty faults chaos mutants docs readme lock export notebooks format pin clean
+.PHONY: help setup demo test lab bench parity honesty faults chaos mutants docs readme lock export notebooks format pin hook audit sbom zizmor clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -35,6 +35,10 @@ help:
 	@echo "make docs        the documentation site in _docs (needs Quarto)"
 	@echo "make lock        lock the newest releases that settings.ini admits"
 	@echo "make pin         pin the actions of .github/workflows by commit (needs gh, signed in)"
+	@echo "make hook        refuse secrets before each commit here"
+	@echo "make audit       known holes in what is locked (pip-audit; needs internet)"
+	@echo "make sbom        a list of what is locked, CycloneDX, in sbom.json (needs internet)"
+	@echo "make zizmor      holes in the workflows (needs internet the first time)"
 	@echo "make clean       remove what can be made again, except .venv and runs"
 
 # Set-up. Each stamp is younger than what it was made from, so a changed lock installs again.
@@ -91,6 +95,7 @@ test: $(VENV)/.external
 	@$(BIN)/ruff format --quiet --check mt5_server tests benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/python tests/check_suppressions.py
+	@$(BIN)/python tests/check_secrets.py
 	@$(BIN)/python tests/check_readme.py
 	@echo "== 4/6 Notebooks, and the tests that need compiled code, with the JIT on ($(AFTER))"
 	@$(BIN)/nbdev-test --n-workers $(WORKERS) --timing
@@ -158,6 +163,25 @@ lock: $(VENV)/.dev
 
 pin: $(VENV)/.made
 	@$(BIN)/python .github/pin_actions.py
+
+hook: $(VENV)/.made
+	@folder="$$(git rev-parse --git-path hooks)" && mkdir -p "$$folder" && test ! -e "$$folder/pre-commit" || \
+		{ echo "There is a pre-commit hook already: add '$(BIN)/python tests/check_secrets.py --hook' to it." >&2; exit 1; }
+	@folder="$$(git rev-parse --git-path hooks)" && printf '#!/bin/sh\nexec $(BIN)/python tests/check_secrets.py --hook\n' > "$$folder/pre-commit" && \
+		chmod +x "$$folder/pre-commit" && echo "From now on secrets are refused before each commit: $$folder/pre-commit"
+
+# Each tool in an environment of its own, at a version of ours. They ask the internet, so none is a part of `make test`.
+
+TOOL := $(BIN)/uv tool run --from
+
+audit: $(VENV)/.dev
+	@$(TOOL) pip-audit==2.10.1 pip-audit --disable-pip --require-hashes -r requirements/all.txt
+
+sbom: $(VENV)/.dev
+	@$(TOOL) cyclonedx-bom==7.5.0 cyclonedx-py requirements requirements/all.txt --pyproject pyproject.toml --output-reproducible -o sbom.json
+
+zizmor: $(VENV)/.dev
+	@$(TOOL) zizmor==1.32.0 zizmor --offline --no-progress .github
 
 clean:
 	rm -rf build dist _proc _docs htmlcov *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
