@@ -61,8 +61,13 @@ def certified(stop: float = 0.004) -> tuple[Strategy, CertificateFile]:
 
 
 @functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="chaos-")
+
+
+@functools.cache
 def _written(stop: float) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="chaos-")) / "certificates.sqlite"
+    path = Path(_folder().name) / f"{stop}.sqlite"
     with CertificateFile(path) as file:
         file.save(certify(pulse(stop=stop), market(), cuts=20, stretch=30))
     return path
