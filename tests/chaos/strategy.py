@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from btcbot.core.errors import BtcbotError
@@ -27,13 +28,14 @@ CYCLE = (1, 3, 2, -2, -1, 0)  # signed size of each phase, in units; from flat t
 
 @kernel
 def pulse_nb(params: F8, state_f: F8, state_i: I8, block: F8, out: F8) -> None:
-    """Hold so many units in each phase; a stop at a share of the price, which follows it."""
+    """Hold so many units in each phase; a stop at a share of the price, which follows it in every other phase."""
     for i in range(block.shape[0]):
         phase = int(block[i, TIME]) // PHASE_MS
         units, distance = CYCLE[phase % len(CYCLE)], params[1] * block[i, CLOSE]
         out[i, TARGET_ID], out[i, TARGET_SIDE] = phase, (units > 0) - (units < 0)
         out[i, SIZE_RULE], out[i, SIZE] = SCALED + SIZE_LOTS, params[0] * abs(units)
-        out[i, STOP], out[i, TAKE_PROFIT], out[i, TRAILING] = distance, 3.0 * distance, 0.8 * distance
+        out[i, STOP], out[i, TAKE_PROFIT] = distance, 3.0 * distance
+        out[i, TRAILING] = 0.8 * distance if phase % 2 else np.nan  # where nothing is trailed, a stop that is lost stays lost
 
 
 def pulse(unit: float = 0.1, stop: float = 0.004) -> Strategy:

@@ -458,8 +458,10 @@ class Play:
                 if self.bot is None:
                     self.arm("client")
                     self.bot = Bot(self)
+                refused, is_running = self.bot.journal.count_by_outcome()["not_done"], self.bot.trader._has_started
                 self.bot.loop.poll()
-                if clock.now > self.schedule.calm_from_s + 120.0:
+                is_clean = not self.bot.journal.open_entries() and not self.bot.loop._is_away
+                if is_clean and self.bot.journal.count_by_outcome()["not_done"] == refused and is_running:
                     self._look_at_stops()
                 clock.wait(self._pause(self.bot))
             except Killed as kill:
@@ -529,7 +531,7 @@ class Play:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _look_at_stops(self) -> None:
-        """Nothing goes wrong any more, and the trader has just looked: each of its positions has its stop."""
+        """The trader has just looked, and nothing was refused or left open: each of its positions has its stop."""
         for position in self.twin.broker.answer("positions_get", (), {}):
             if position.magic and not position.sl:
                 self.trouble.append(f"position {position.ticket} has no stop at {self.clock.now:.0f} s")
