@@ -112,7 +112,7 @@ def play_live(seed: int, _: str | None = None) -> Report:
         report.wrong.append(f"the harness failed: {error}")
     finally:
         report.killed, report.trace = one.killed, "\n".join(one.trace)
-        one.close(is_kept=False)
+        one.close()
     report.seconds = time.monotonic() - began
     return report
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -218,12 +217,11 @@ class Play:
             raise RuntimeError(f"the broker did not answer (exit {child.status}): {self._tail('broker')}")
         return Truth.read(line)
 
-    def close(self, is_kept: bool) -> None:
+    def close(self) -> None:
         """End all processes; forget the files."""
         for child in self._children.values():
             child.close()
-        if not is_kept:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def free_port() -> int:
@@ -242,7 +240,7 @@ def vars_of(detail: object) -> object:
     return str(detail) if isinstance(detail, Path) else detail
 
 
-def play(schedule: Schedule, bug: str | None = None, *, is_kept: bool = False) -> Report:
+def play(schedule: Schedule, bug: str | None = None) -> Report:
     """Play `schedule` and judge it."""
     began = time.monotonic()
     one = Play(schedule, bug)
@@ -282,12 +280,9 @@ def play(schedule: Schedule, bug: str | None = None, *, is_kept: bool = False) -
     finally:
         report.killed = one.killed
         report.trace = "\n".join(one.trace)
-        if is_kept:
-            report.trace += f"\n\nkept: {one.folder}"
-        one.close(is_kept)
+        one.close()
     report.seconds = time.monotonic() - began
     return report
 
 
-Player = Callable[[Schedule, str | None], Report]
 assert os.name == "posix", "the campaign forks and kills: it needs a POSIX system"
