@@ -12,7 +12,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BUILD = "setuptools>=77"  # `pip install -e .` without build isolation needs it
-LOCKS = {"base": ("server", "notebooks"), "dev": ("server", "notebooks", "timescale", "versions", "dev"), "all": None}
+BASE = ("server", "notebooks")
+LOCKS = {"base": BASE, "dev": (*BASE, "timescale", "versions", "ml", "deep", "explain", "dev"), "all": None}
 
 
 def requirements(extras: tuple[str, ...] | None) -> str:

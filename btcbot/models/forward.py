@@ -22,6 +22,7 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from ..core.progress import progress
 from .labels import Labels, uniqueness
+from .networks import known_windows
 from .pipeline import MLPipeline, check_same
 from .splits import PurgedKFold, Split, WalkForward
 from ..strategies.arrays import Sizing, TargetArrays, target_positions
@@ -60,7 +61,7 @@ def out_of_fold(
     out = np.full((len(labels), len(classes)), np.nan)
     for train, test in folds:
         fitted = pipeline.fresh().fit_rows(rows, labels[train])
-        out[np.ix_(test, np.searchsorted(classes, fitted.classes))] = fitted.predict_rows(rows[labels.first[test]])
+        out[np.ix_(test, np.searchsorted(classes, fitted.classes))] = fitted.predict_rows(rows, labels.first[test])
     return np.where(np.isnan(out).all(axis=1, keepdims=True), np.nan, np.nan_to_num(out))
 
 
@@ -231,8 +232,7 @@ def walk_forward(
         raise BtcbotError(f"{type(splitter).__name__} is no walk-forward: give WalkForward(labels, train, test).")
     labels, rows = splitter.labels, pipeline.matrix(bars)
     check_same(bars, labels)
-    classes, convergence = np.unique(labels.value), pipeline.features.convergence
-    is_known = np.asarray(np.isfinite(rows).all(axis=1))
+    classes, is_known = np.unique(labels.value), known_windows(rows, pipeline.steps)
 
     def fold(begin: int) -> Forecast:
         known = labels[splitter.known_rows(begin)]
@@ -243,11 +243,11 @@ def walk_forward(
         fitted = chosen.fresh().fit_rows(rows, known)
         least = threshold
         if least is None:
-            folds = list(PurgedKFold(known, inner, convergence).split(known.first))
+            folds = list(PurgedKFold(known, inner, chosen.convergence).split(known.first))
             least = best_threshold(known, out_of_fold(chosen, rows, known, folds, classes), classes)
-        asked = rows[begin : min(begin + splitter.test, len(rows))]
+        asked = np.arange(begin, min(begin + splitter.test, len(rows)))
         out, at = np.zeros((len(asked), len(classes))), np.searchsorted(classes, fitted.classes)
-        out[:, at] = fitted.predict_rows(asked)
+        out[:, at] = fitted.predict_rows(rows, asked)
         out[np.isnan(out).any(axis=1)] = np.nan
         return Forecast(begin, out, least, frequencies(known, classes))
 

@@ -15,13 +15,14 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8
 from .forward import frequencies, log_loss_skill, side_by_side
 from .labels import Labels
+from .networks import known_windows
 from .pipeline import MLPipeline, check_same
 from .splits import Split, Splitter, check_splitter
 
 # %% ../../nbs/65_models.importance.ipynb #58858481
 def _fold_skill(fitted: MLPipeline, rows: F8, asked: Labels, frequency: F8, classes: I8) -> float:
-    said = np.zeros((len(rows), len(classes)))
-    said[:, np.searchsorted(classes, fitted.classes)] = fitted.predict_rows(rows)
+    said = np.zeros((len(asked), len(classes)))
+    said[:, np.searchsorted(classes, fitted.classes)] = fitted.predict_rows(rows, asked.first)
     return log_loss_skill(asked, said, frequency, classes)
 
 
@@ -39,28 +40,30 @@ def importance(
     check_same(bars, labels)
     if repeats < 1:
         raise BtcbotError(f"repeats={repeats}: give 1 or more.")
-    folds = check_splitter(splitter, labels, pipeline.features.convergence)
+    folds = check_splitter(splitter, labels, pipeline.convergence)
     rows, classes = pipeline.matrix(bars), np.unique(labels.value)
     if is_dropped and rows.shape[1] < 2:
         raise BtcbotError(f"{pipeline.features.names} is all there is: give two features or more, or is_dropped=False.")
-    is_known = np.asarray(np.isfinite(rows).all(axis=1))
+    is_known = known_windows(rows, pipeline.steps)
 
     def losses(fold: tuple[int, Split]) -> list[float]:
         number, (train, test) = fold
         rng, known, asked = np.random.default_rng([seed, number]), labels[train], labels[test[is_known[labels.first[test]]]]
         if not len(asked):
             raise BtcbotError(f"Fold {number} tests no row whose features are known: give fewer folds, or features that look back less.")
-        fitted, frequency, seen = pipeline.fresh().fit_rows(rows, known), frequencies(known, classes), rows[asked.first]
-        whole, lost = _fold_skill(fitted, seen, asked, frequency, classes), list[float]()
+        fitted, frequency = pipeline.fresh().fit_rows(rows, known), frequencies(known, classes)
+        seen = np.unique(np.concatenate([asked.first - k for k in range(pipeline.steps)]))   # Rows of the windows
+        whole, lost, mixed = _fold_skill(fitted, rows, asked, frequency, classes), list[float](), rows.copy()
         for j in range(rows.shape[1]):
             if is_dropped:
                 less = pipeline.fresh().fit_rows(np.delete(rows, j, axis=1), known)
-                lost.append(whole - _fold_skill(less, np.delete(seen, j, axis=1), asked, frequency, classes))
+                lost.append(whole - _fold_skill(less, np.delete(rows, j, axis=1), asked, frequency, classes))
                 continue
-            each, mixed = list[float](), seen.copy()
+            each = list[float]()
             for _ in range(repeats):
-                mixed[:, j] = rng.permutation(seen[:, j])
+                mixed[seen, j] = rng.permutation(rows[seen, j])
                 each.append(_fold_skill(fitted, mixed, asked, frequency, classes))
+            mixed[:, j] = rows[:, j]
             lost.append(whole - float(np.mean(each)))
         return lost
 

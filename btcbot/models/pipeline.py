@@ -17,12 +17,15 @@ from typing import Any, Final, Self
 import numpy as np
 import pandas as pd
 
-from ..core.errors import BtcbotError
+from ..core.errors import BtcbotError, needed
 from ..core.jit import F8, I8
 from ..features.engineering import FeatureEngineering
 from ..market.bars import time_ms
-from .families import contributions, fit_classifier, load_classifier, make_classifier, needed, save_classifier
+from btcbot.models.families import (
+    ROUNDS, Sample, best_rounds, contributions, fit_classifier, load_classifier, make_classifier, probabilities, save_classifier, steps_of,
+)
 from .labels import Labels, sample_weights
+from .networks import known_windows
 from .splits import PurgedKFold, embargo, leaking
 
 # %% ../../nbs/62_models.pipeline.ipynb #7702e3c0
@@ -72,13 +75,14 @@ class MLPipeline:
         decay: float = 1.0,                               # Weight of the oldest label (`sample_weights`)
         is_balanced: bool = False,                        # Classes count alike
         calibration: int = 0,                             # Purged folds to calibrate on; 0 for none, else 2 or more
-        early_stopping: int = 0,                          # Rounds without improvement after which XGBoost stops; 0 for never
+        early_stopping: int = 0,                          # Rounds or epochs without improvement after which it stops; 0 for never
         seed: int = 0,                                    # The same one gives the same model
     ):
         self.features, self.family, self.parameters, self.decay = features, family, dict(parameters or {}), decay
         self.is_balanced, self.calibration, self.early_stopping, self.seed = is_balanced, calibration, early_stopping, seed
         make_classifier(family, self.parameters, seed)
-        if early_stopping and family != "xgboost":
+        self.steps = steps_of(family, self.parameters)   # Bars that it looks at
+        if early_stopping and family not in ROUNDS:
             raise BtcbotError(f"early_stopping={early_stopping}: {family} has no rounds; leave it at 0.")
         if min(early_stopping, calibration) < 0 or calibration == 1:
             raise BtcbotError(f"early_stopping={early_stopping}, calibration={calibration}: give 0, or at least 1 round and 2 folds.")
@@ -88,6 +92,11 @@ class MLPipeline:
         "What `__init__` takes beside the features."
         names = ("family", "parameters", "decay", "is_balanced", "calibration", "early_stopping", "seed")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def convergence(self) -> int:
+        "How many bars back a prediction depends on."
+        return self.features.convergence + self.steps - 1
 
     def __repr__(self) -> str:
         return f"MLPipeline({len(self.features.names)} features, {', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"
@@ -121,7 +130,7 @@ class MLPipeline:
         labels: Labels,   # To learn
     ) -> Self:
         "Learn labels from rows that were made before."
-        labels = labels[np.flatnonzero(np.asarray(np.isfinite(rows).all(axis=1))[labels.first])]
+        labels = labels[np.flatnonzero(known_windows(rows, self.steps)[labels.first])]
         self.classes = np.unique(labels.value)
         if len(self.classes) < 2:
             raise BtcbotError(f"{len(labels)} labels whose features are known, of classes {self.classes.tolist()}: give two or more.")
@@ -140,31 +149,30 @@ class MLPipeline:
         return weights
 
     def _learned(self, rows: F8, labels: Labels, rounds: int | None) -> Any:
-        parameters = self.parameters if rounds is None else self.parameters | {"n_estimators": rounds}
-        made = make_classifier(self.family, parameters, self.seed)
-        present, codes = np.unique(labels.value, return_inverse=True)
+        parameters = self.parameters if rounds is None else self.parameters | {ROUNDS[self.family]: rounds}
+        present = np.unique(labels.value)
         if len(present) < len(self.classes):
             raise BtcbotError(f"A fold knows the classes {present.tolist()} of {self.classes.tolist()}: give more labels, or fewer folds.")
-        return fit_classifier(made, rows[labels.first], codes, self._weights(labels))
+        return fit_classifier(make_classifier(self.family, parameters, self.seed), rows, self._sample(labels))
+
+    def _sample(self, labels: Labels) -> Sample:
+        return Sample(labels.first, np.searchsorted(self.classes, labels.value), self._weights(labels))
 
     def _rounds(self, rows: F8, labels: Labels) -> int:
         "How many rounds improved the last rows, learned from those before."
         everything = np.arange(len(labels))
         test = everything[int(len(labels) * (1 - _HELD_BACK)) :]
-        train = everything[: test[0]][~leaking(labels, everything[: test[0]], test, embargo(labels, self.features.convergence))]
-        parameters = self.parameters | {"early_stopping_rounds": self.early_stopping}
-        made, known, asked = make_classifier(self.family, parameters, self.seed), labels[train], labels[test]
+        train = everything[: test[0]][~leaking(labels, everything[: test[0]], test, embargo(labels, self.convergence))]
+        known, asked = labels[train], labels[test]
         if len(np.unique(known.value)) < len(self.classes):
             raise BtcbotError(f"{len(known)} labels are left to find the number of rounds: give more, or early_stopping=0.")
-        seen = [(rows[asked.first], np.searchsorted(self.classes, asked.value))]
-        options = {"eval_set": seen, "sample_weight_eval_set": [self._weights(asked)], "verbose": False}
-        fit_classifier(made, rows[known.first], np.searchsorted(self.classes, known.value), self._weights(known), **options)
-        return int(made.best_iteration) + 1
+        samples = self._sample(known), self._sample(asked)
+        return best_rounds(self.family, self.parameters, self.seed, self.early_stopping, rows, *samples)
 
     def _calibration(self, rows: F8, labels: Labels, rounds: int | None) -> F8:
         raw = np.empty((len(labels), len(self.classes)))
-        for train, test in PurgedKFold(labels, self.calibration, self.features.convergence).split(labels.first):
-            raw[test] = self._learned(rows, labels[train], rounds).predict_proba(rows[labels.first[test]])
+        for train, test in PurgedKFold(labels, self.calibration, self.convergence).split(labels.first):
+            raw[test] = probabilities(self._learned(rows, labels[train], rounds), rows, labels.first[test])
         return _curves(raw, np.searchsorted(self.classes, labels.value), self._weights(labels))
 
     def predict_proba(
@@ -176,14 +184,17 @@ class MLPipeline:
 
     def predict_rows(
         self,
-        rows: F8,   # Shape (n, columns)
-    ) -> F8:        # Shape (n, classes), NaN where a feature isn't known
+        rows: F8,               # Shape (n, columns): `matrix` of all bars
+        at: I8 | None = None,   # Shape (m,): numbers of the rows that are asked for (default: all)
+    ) -> F8:                    # Shape (m, classes), NaN where a feature isn't known
         "Return the probability of each class for rows that were made before."
         if not hasattr(self, "classifier"):
             raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
-        out, is_known = np.full((len(rows), len(self.classes)), np.nan), np.isfinite(rows).all(axis=1)
+        asked = np.arange(len(rows)) if at is None else at
+        is_known = known_windows(rows, self.steps)[asked]
+        out = np.full((len(asked), len(self.classes)), np.nan)
         if is_known.any():
-            raw = np.asarray(self.classifier.predict_proba(rows if is_known.all() else rows[is_known]), np.float64)
+            raw = probabilities(self.classifier, rows, asked[is_known])
             out[is_known] = raw if self.curves is None else _calibrated(raw, self.curves)
         return out
 
@@ -199,10 +210,10 @@ class MLPipeline:
         asked = int(self.classes[-1]) if value is None else value
         if asked not in self.classes or last < 1:
             raise BtcbotError(f"value={asked}, last={last}: give one of {self.classes.tolist()}, and 1 bar or more.")
-        rows = self.matrix(bars)[-last:]
-        out, is_known = np.full((len(rows), rows.shape[1] + 1), np.nan), np.isfinite(rows).all(axis=1)
+        rows, at = self.matrix(bars), np.arange(len(bars))[-last:]
+        out, is_known = np.full((len(at), rows.shape[1] + 1), np.nan), known_windows(rows, self.steps)[at]
         if is_known.any():
-            each = contributions(self.family, self.classifier, rows[is_known])
+            each = contributions(self.family, self.classifier, rows, at[is_known])
             out[is_known] = each[:, int(np.searchsorted(self.classes, asked))]
         return pd.DataFrame(out, bars.index[-last:], [*self.features.names, "base"])
 

@@ -20,11 +20,10 @@ import pandas as pd
 
 from ..backtest.ledger import TrialLedger, Tried
 from ..backtest.statistics import sharpe_ratio
-from ..core.errors import BtcbotError
+from ..core.errors import BtcbotError, needed
 from ..core.jit import F8, I8
 from ..core.progress import progress
 from ..market.bars import content_hash
-from .families import needed
 from .forward import frequencies, gains, lineage, log_loss_skill, side_by_side, sides
 from .labels import Labels, uniqueness
 from .pipeline import MLPipeline, check_same
@@ -40,6 +39,7 @@ class _Task:
     rows: F8
     labels: Labels
     folds: list[Split]
+    convergence: int      # Bars that the folds keep apart
     classes: I8
     data: str             # Hash of the bars
     identity: str         # Hash of features, labels and folds
@@ -87,10 +87,12 @@ def _attempt(
     summed, count = np.zeros((len(task.labels), len(task.classes))), np.zeros(len(task.labels), np.int64)
     skill, state = list[float](), "interrupted"
     try:
+        if pipeline.convergence > task.convergence:
+            check_splitter(task.folds, task.labels, pipeline.convergence)
         for k, (train, test) in enumerate(task.folds):
             known = task.labels[train]
             fitted = pipeline.fresh().fit_rows(task.rows, known)
-            said = fitted.predict_rows(task.rows[task.labels.first[test]])
+            said = fitted.predict_rows(task.rows, task.labels.first[test])
             is_known = np.isfinite(said).all(axis=1)
             asked, full = test[is_known], np.zeros((int(is_known.sum()), len(task.classes)))
             full[:, np.searchsorted(task.classes, fitted.classes)] = said[is_known]
@@ -131,16 +133,17 @@ class Tuned:
 
 
 def _task(
-    pipeline: MLPipeline, bars: pd.DataFrame, labels: Labels, splitter: Any, ledger: TrialLedger, rows: F8 | None
+    made: Sequence[MLPipeline], bars: pd.DataFrame, labels: Labels, splitter: Any, ledger: TrialLedger, rows: F8 | None
 ) -> _Task:
     check_same(bars, labels)
-    folds = check_splitter(splitter, labels, pipeline.features.convergence)
+    pipeline, convergence = made[0], max(one.convergence for one in made)
+    folds = check_splitter(splitter, labels, convergence)
     digest = hashlib.sha256(json.dumps(sorted(pipeline.features.versions().items())).encode())
     told = (labels.known, labels.first, labels.last, labels.value, labels.move, labels.cost)
     for part in (*told, *(numbers for fold in folds for numbers in fold)):
         digest.update(np.ascontiguousarray(part).tobytes())
     matrix = pipeline.matrix(bars) if rows is None else rows
-    return _Task(matrix, labels, folds, np.unique(labels.value), content_hash(bars), digest.hexdigest()[:16], ledger)
+    return _Task(matrix, labels, folds, convergence, np.unique(labels.value), content_hash(bars), digest.hexdigest()[:16], ledger)
 
 
 def _with(pipeline: MLPipeline, values: Mapping[str, Any]) -> MLPipeline:
@@ -162,8 +165,10 @@ def grid_search(
     rows: F8 | None = None,                 # `pipeline.matrix(bars)`, where it is already there
 ) -> Tuned:
     "Try every combination."
-    task = _task(pipeline, bars, labels, splitter, ledger, rows)
     made = [_with(pipeline, dict(zip(grid, values, strict=True))) for values in product(*grid.values())]
+    if not made:
+        raise BtcbotError(f"grid={dict(grid)}: give each setting one value or more.")
+    task = _task(made, bars, labels, splitter, ledger, rows)
     return Tuned(tuple(side_by_side(lambda one: _attempt(task, one), made, workers, "grid search")), pipeline)
 
 # %% ../../nbs/64_models.tuning.ipynb #67fde6e4
@@ -183,7 +188,7 @@ def optuna_search(
     optuna = needed("optuna")
     if trials < 1:
         raise BtcbotError(f"trials={trials}: give 1 or more.")
-    task = _task(pipeline, bars, labels, splitter, ledger, rows)
+    task = _task([pipeline], bars, labels, splitter, ledger, rows)
     shown, level = optuna.logging.get_verbosity(), optuna.logging.WARNING
     optuna.logging.set_verbosity(level)
     name = hashlib.sha256(json.dumps([task.identity, task.data, pipeline.settings, sorted(space)]).encode()).hexdigest()[:16]
