@@ -128,7 +128,7 @@ class Network:
             rates = ", ".join(f"{name}={self.parameters[name]}" for name in self.parameters if name not in counts)
             raise BtcbotError(f"{rates}: give a dropout from 0 to below 1, a learning_rate above 0 and a weight_decay of 0 or more.")
 
-    def _built(self, rows: F8, at: I8, classes: int) -> Any:
+    def _built(self, rows: F8, at: I8, shares: F8) -> Any:
         keras, p = _keras(), self.parameters
         mean, variance = _moments(rows, at)
         with _BUILDING:
@@ -136,7 +136,9 @@ class Network:
             random.seed(self.seed)   # Keras takes the seeds of its layers from here
             given = keras.Input((p["steps"], rows.shape[1]))
             scaled = keras.layers.Normalization(mean=mean.tolist(), variance=variance.tolist())(given)
-            scores = keras.layers.Dense(classes)(_body(self.kind, keras.ops.clip(scaled, -_FAR, _FAR), p))
+            start = keras.initializers.Constant(np.log(shares).tolist())   # It begins at the shares of the classes, not at chance
+            head = keras.layers.Dense(len(shares), kernel_initializer="zeros", bias_initializer=start)
+            scores = head(_body(self.kind, keras.ops.clip(scaled, -_FAR, _FAR), p))
             model = keras.Model(given, scores)
             random.setstate(kept)
         optimizer = keras.optimizers.AdamW(p["learning_rate"], weight_decay=p["weight_decay"], clipnorm=1.0)
@@ -154,7 +156,8 @@ class Network:
     ) -> Self:
         "Learn windows."
         size, rng = int(self.parameters["batch_size"]), np.random.default_rng(self.seed)
-        self.model, self.steps = self._built(rows, at, int(codes.max()) + 1), int(self.parameters["steps"])
+        shares = np.bincount(codes, weights) / weights.sum()
+        self.model, self.steps = self._built(rows, at, shares), int(self.parameters["steps"])
         each, losses = (weights / weights.mean()).astype(np.float32), list[float]()
         with progress(int(self.parameters["epochs"]), self.kind, "epoch") as bar:
             for _ in range(int(self.parameters["epochs"])):

@@ -295,7 +295,7 @@ class Trace:
     order: TradeOrder | None = None
     is_open: bool = False                                     # the order is still in the list of pending orders
     deals: list[TradeDeal] = field(default_factory=list)
-    position: TradePosition | None = None                     # the one that it opened
+    position: TradePosition | None = None                     # the one that it opened; never where orders share one
 
     @property
     def filled(self) -> float:
@@ -352,7 +352,7 @@ def traces(
     for deal in seen.deals or ():
         if deal.order:  # not an operation on the balance
             at(deal.order).deals.append(deal)
-    for position in seen.positions or ():
+    for position in () if seen.account is None or seen.is_netting else seen.positions or ():
         at(position.identifier).position = position
     return found
 

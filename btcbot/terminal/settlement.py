@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Final
 
-from .contract import C, TradeDeal
+from .contract import C, TradeDeal, TradePosition
 from .evidence import LEAVE_TICKETS, Baseline, Look, Promise, Tickets, Trace, tickets_of, traces
 from .journal import Entry, Outcome
 
@@ -27,21 +27,24 @@ def _bears(promise: Promise, magic: int, comment: str) -> bool:
     return (promise.mark != "" and comment[:16] == promise.mark) or (promise.magic != 0 and magic == promise.magic)
 
 
-def _marked(promise: Promise, found: dict[int, Trace]) -> list[Trace]:
-    "Traces that carry the mark of the order, or that its answer named."
+def _marked(promise: Promise, found: dict[int, Trace], is_shared: bool) -> list[Trace]:
+    "Traces that carry the mark of the order, or that its answer named; by the position's number only where it isn't shared."
     tickets: set[int] = {promise.order} & set(found) if promise.order else set()
+    positions: set[int] = set()
     for trace in found.values():
         order = trace.order
         if order is not None and _bears(promise, order.magic, order.comment):
             is_after = order.reason in _STOPS or (order.reason in _BY_HAND and order.position_id not in (0, order.ticket))
-            tickets.add(order.position_id if is_after else order.ticket)
+            (positions if is_after else tickets).add(order.position_id if is_after else order.ticket)
         for deal in trace.deals:
             if promise.deal and deal.ticket == promise.deal:
                 tickets.add(trace.ticket)
             elif _bears(promise, deal.magic, deal.comment):
                 is_out = deal.entry in (C.DEAL_ENTRY_OUT, C.DEAL_ENTRY_OUT_BY)
                 is_after = deal.reason in _STOPS or (deal.reason in _BY_HAND and is_out)
-                tickets.add(deal.position_id if is_after else trace.ticket)
+                (positions if is_after else tickets).add(deal.position_id if is_after else trace.ticket)
+    if not is_shared:
+        tickets |= positions
     if tickets:
         return [found.get(ticket) or Trace(ticket) for ticket in sorted(tickets)]
     opened = [(trace.ticket, trace.position) for trace in found.values() if trace.position is not None]
@@ -201,9 +204,30 @@ def _others(promise: Promise, every: dict[int, Trace], claimed: Claims, rivals: 
     return live or alike
 
 
+def _hinted(promise: Promise, seen: Look) -> Verdict | None:
+    "Read the mark off a position that orders may share, or off what ended it: proof that the order was executed, seldom of how much."
+    held = next((p for p in seen.positions or () if p.symbol == promise.symbol and _bears(promise, p.magic, p.comment)), None)
+    if held is not None and _is_whole(promise, seen, held):
+        return Verdict("done", "It is in the broker's records.", Tickets(held.identifier, 0, held.ticket, held.volume, held.price_open))
+    ended = any(_bears(promise, order.magic, order.comment) for order in seen.history or ())
+    if held is not None or ended or any(_bears(promise, deal.magic, deal.comment) for deal in seen.deals or ()):
+        return Verdict("unknown", "Its position shows it; how much of that is its own will show with its deals.", is_open=True)
+    return None
+
+
+def _is_whole(promise: Promise, seen: Look, held: TradePosition) -> bool:
+    "Tell whether a shared position is all of one order: nothing was there before it, and it has the side and the volume asked for."
+    was = promise.baseline
+    is_from_flat = seen.is_netting and was is not None and not was.net
+    return is_from_flat and held.type & 1 == promise.number("type") & 1 and abs(held.volume - promise.value("volume")) < _EPS
+
+
 def _found(promise: Promise, seen: Look, claimed: Claims, rivals: int) -> Verdict:
     action, every = promise.number("action"), traces(seen)
-    mine = _marked(promise, every)
+    is_shared = seen.account is None or seen.is_netting  # or not known to be the order's alone
+    mine = _marked(promise, every, is_shared)
+    if is_shared and not mine and (hinted := _hinted(promise, seen)) is not None:
+        return hinted
     if not mine and not promise.is_marked:
         others = _others(promise, every, claimed, rivals)
         if isinstance(others, Verdict):

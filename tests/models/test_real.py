@@ -14,6 +14,7 @@ from btcbot.market.profile import broker_profile
 from btcbot.models.families import FAMILIES
 from btcbot.models.forward import walk_forward
 from btcbot.models.labels import round_trip_cost, triple_barrier
+from btcbot.models.networks import NETWORKS
 from btcbot.models.pipeline import MLPipeline
 from btcbot.models.splits import WalkForward
 from btcbot.strategies.arrays import Sizing
@@ -23,7 +24,7 @@ FEATURES = [{"rsi": {"n": 14}}, {"roc": {"n": 6}}, {"roc": {"n": 24}}, {"natr": 
 
 
 @pytest.mark.jit
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES[: -len(NETWORKS)], "dnn"])  # one network: test_pipeline.py has each, on fewer bars
 def test_real_hours(family: str, tmp_path: Path) -> None:
     """A year of hours, small models; what it earned is not the point, that each step holds is."""
     if not HOURS.exists():
@@ -32,7 +33,7 @@ def test_real_hours(family: str, tmp_path: Path) -> None:
     bars = check_bars(table.set_index("time") if "time" in table else table)["2023":"2023"]
     profile = broker_profile("crypto-24x7")
     labels = triple_barrier(bars, 12, 0.5, round_trip_cost(bars, profile))
-    parameters = {} if family == "linear" else {"n_estimators": 20}
+    parameters = {"units": 4, "steps": 4, "epochs": 1} if family in NETWORKS else {} if family == "linear" else {"n_estimators": 20}
     pipeline = MLPipeline(FeatureEngineering(FEATURES, "H1"), family, parameters)
     one, two = (walk_forward(pipeline, bars, WalkForward(labels, 4000, 2000), workers=workers) for workers in (1, 2))
     np.testing.assert_array_equal(one.probability, two.probability)
