@@ -33,7 +33,7 @@ def parameters(
 
 
 def certify(
-    strategy: Annotated[str, typer.Argument(help="Name of the strategy.")],
+    strategy: Annotated[str, typer.Argument(help="Name of the strategy, or the folder of a model.")],
     data: Annotated[Path | None, typer.Option(help="Folder or file of bars (default: the store).", show_default=False)] = None,
     parameter: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as fast=30.", show_default=False)] = None,
     arrivals: Annotated[bool, typer.Option("--arrivals", help="Run it on the store's bars as they arrived, too.")] = False,
@@ -58,9 +58,9 @@ def certify(
             every = every_version(open_store, *key, start, end) if arrivals else None
     from btcbot.data.certificates import CertificateFile
     from btcbot.features.causality import certify as examine
-    from btcbot.strategies.rules import make_strategy
+    from btcbot.models.strategy import strategy_named
 
-    certificate = examine(made := make_strategy(strategy, own, **parameters(parameter or [])), bars, arrivals=every, name=str(made))
+    certificate = examine(made := strategy_named(strategy, own, parameters(parameter or [])), bars, arrivals=every, name=str(made))
     with CertificateFile() as file:
         file.save(certificate)
     typer.echo(certificate.to_frame().to_string())

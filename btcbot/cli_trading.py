@@ -60,11 +60,11 @@ def _limits(given: list[str]) -> "RiskLimits":
 
 
 def live(
-    strategy: Annotated[str, typer.Argument(help="Name of the strategy.")],
+    strategy: Annotated[str, typer.Argument(help="Name of the strategy, or the folder of a model.")],
     profile: Annotated[str, typer.Option(help="Of the broker: a shipped one's name, or a file that btcbot terminal probe wrote.")],
     mode: Annotated[str, typer.Option(help="twin, shadow (decides and sends nothing), demo or live.")] = "shadow",
     terminal: TerminalOption = "",
-    timeframe: Annotated[str, typer.Option(help="Of the bars.")] = "M1",
+    timeframe: Annotated[str, typer.Option(help="Of the bars (default: M1, or the model's).", show_default=False)] = "",
     parameter: Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as fast=30.", show_default=False)] = None,
     name: NameOption = "",
     limit: Annotated[list[str] | None, typer.Option(help="A limit: max_lots=0.5 or trading_hours=[8,20].", show_default=False)] = None,
@@ -80,12 +80,13 @@ def live(
     import time
 
     from btcbot.data.connect import open_store
-    from btcbot.strategies.rules import make_strategy
+    from btcbot.models.strategy import strategy_named
     from btcbot.terminal.connect import connect
     from btcbot.trading.deployment import Deployment, check_mode, deployment_folder, require_backtest
 
-    broker, chosen = _profile(profile), make_strategy(strategy, timeframe, **parameters(parameter or []))
-    folder = deployment_folder(settings.home, name or f"{strategy}-{broker.symbol.name}-{timeframe}".lower())
+    broker, chosen = _profile(profile), strategy_named(strategy, timeframe, parameters(parameter or []))
+    timeframe, place = chosen.timeframe, Path(strategy)
+    folder = deployment_folder(settings.home, name or f"{place.name}-{broker.symbol.name}-{timeframe}".lower())
     limits = _limits(limit or [])
     opened = connect(url, settings.server_token)
     if not opened.initialize():
@@ -107,7 +108,8 @@ def live(
             open_store(settings.store) as store,
             Deployment(folder, opened, chosen, broker, store, timeframe, checked, limits=limits, foreign=foreign) as trading,
         ):
-            trading.journal.put(_RECIPE, json.dumps([strategy, timeframe, parameters(parameter or [])]))
+            given = str(place.resolve()) if (place / "strategy.json").exists() else strategy
+            trading.journal.put(_RECIPE, json.dumps([given, timeframe, parameters(parameter or [])]))
             bars = trading.warm_up()
             typer.echo(f"{chosen}, mode {checked}, account {account.login}: {bars} bars seen. To stop it: btcbot stop {folder.name}")
             until = time.monotonic() + minutes * 60
@@ -168,12 +170,12 @@ def lift(
 # %% ../nbs/90_cli_trading.ipynb #a12d489c
 def _strategy(journal: "OrderJournal") -> "Strategy | None":
     "What the deployment was begun with, in the code of today."
-    from btcbot.strategies.rules import make_strategy
+    from btcbot.models.strategy import strategy_named
 
     if (recipe := journal.fact(_RECIPE)) is None:
         return None
     name, timeframe, given = json.loads(recipe)
-    return make_strategy(name, timeframe, **given)
+    return strategy_named(name, timeframe, given)
 
 
 def why(

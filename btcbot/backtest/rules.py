@@ -27,9 +27,9 @@ from ..core.errors import BtcbotError
 from ..core.jit import F8, I8, kernel
 from ..engine.lots import SIZE_LOTS, SIZE_RISK
 from ..engine.risk import BREAK_EVEN, SIZE, SIZE_RULE, STOP, TAKE_PROFIT, TARGET_ID, TARGET_SIDE, TIME_LIMIT, TRAILING
-from ..features.specification import COLUMNS, Column, Node, Specification, parse
+from ..features.specification import COLUMNS, Column, Specification, parse
+from ..features.stream import warm_up
 from ..market.bars import TIME, timeframe_ms
-from ..market.resample import slot_length
 from ..strategies.base import Strategy
 
 # %% ../../nbs/54_backtest.rules.ipynb #0190fdfb
@@ -463,11 +463,6 @@ def fill_plan_nb(plan: F8, unit: float, target: F8) -> None:
     target[TIME_LIMIT] = plan[6]
 
 
-def _warm_up(node: Node) -> int:
-    own = node.indicator.warm_up if node.indicator else 0
-    return own + max((_warm_up(part) for part in node.inputs), default=0)
-
-
 def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
     if set(point) != set(strategy.parameters):
         raise BtcbotError(f"{strategy.name}: give a value for each of {', '.join(strategy.parameters) or 'no parameter'}; got {point}.")
@@ -495,12 +490,9 @@ def _strategy(strategy: RuleStrategy, point: dict[str, float]) -> Strategy:
         SIZE_LOTS if strategy.risk is None else SIZE_RISK, *plan,
         *(value for leaf in leaves for value in (kinds[type(leaf)], *place(leaf.left), *place(leaf.right))), *programs[0], *programs[1],
     ]
-    own = slot_length(strategy.timeframe)[0]
-    bars = [-(-(slot_length(column.timeframe or strategy.timeframe)[0] or 31 * 86_400_000) // own) for column in parse(features)]
-    warm_up = max(((_warm_up(column.node) + (n > 1)) * n for column, n in zip(parse(features), bars, strict=True)), default=0)
     return Strategy(
         strategy.name, rule_step_nb, {name: float(point[name]) for name in strategy.parameters}, _MEMORY + len(leaves), len(leaves),
-        warm_up, tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
+        warm_up(parse(features), strategy.timeframe), tuple(features), strategy.timeframe, (*map(float, program), float(len(program) + 1)),
         repr(replace(strategy, name="", timeframe="M1")),
     )
 

@@ -6,10 +6,10 @@ Docs: https://btcbot.github.io/btcbot/models.families.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'ROUNDS', 'Sample', 'steps_of', 'make_classifier', 'fit_classifier', 'best_rounds', 'probabilities',
-           'save_classifier', 'load_classifier', 'contributions']
+           'save_classifier', 'load_classifier', 'contributions', 'learned']
 
 # %% ../../nbs/61_models.families.ipynb #cb7803b6
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -173,3 +173,21 @@ def contributions(
         found = np.concatenate([terms, base], axis=2)
         found = found[:, 0] if found.shape[1] == 1 else found
     return np.stack([-found, found], axis=1) if found.ndim == 2 else found
+
+
+def learned(
+    family: str,       # One of `FAMILIES`
+    classifier: Any,   # Fitted
+) -> Iterator[bytes]:
+    "Yield the numbers that were learned; a file holds more, such as the time it was written."
+    if family in NETWORKS:
+        yield from (part.tobytes() for part in classifier.model.get_weights())
+    elif family == "xgboost":
+        yield bytes(classifier.get_booster().save_raw("ubj"))
+    elif family == "random_forest":
+        for tree in (one.tree_ for one in classifier.estimators_):
+            parts = (tree.feature, tree.threshold, tree.children_left, tree.children_right, tree.missing_go_to_left, tree.value)
+            yield from (np.ascontiguousarray(part).tobytes() for part in parts)
+    else:
+        scale, model = (step for _, step in classifier.steps)
+        yield from (np.ascontiguousarray(part).tobytes() for part in (scale.mean_, scale.scale_, model.coef_, model.intercept_))

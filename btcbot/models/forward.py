@@ -6,7 +6,7 @@ Docs: https://btcbot.github.io/btcbot/models.forward.html.md"""
 
 # %% auto #0
 __all__ = ['sides', 'gains', 'out_of_fold', 'best_threshold', 'frequencies', 'log_loss_skill', 'lineage', 'Forecast',
-           'Predictions', 'side_by_side', 'walk_forward']
+           'Predictions', 'side_by_side', 'inner_threshold', 'walk_forward']
 
 # %% ../../nbs/63_models.forward.ipynb #7cc11ac5
 import hashlib
@@ -105,10 +105,10 @@ def log_loss_skill(
 
 def lineage(
     pipeline: MLPipeline,
-    labels: Labels,
+    horizon: int,   # Of the labels
 ) -> str:   # 16 hexadecimal digits
     "Return the hash of the features' specifications and the labels' horizon."
-    made_of = (pipeline.features.specifications, pipeline.features.timeframe, str(pipeline.features.clock), labels.horizon)
+    made_of = (pipeline.features.specifications, pipeline.features.timeframe, str(pipeline.features.clock), horizon)
     return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:16]
 
 # %% ../../nbs/63_models.forward.ipynb #d7d580b6
@@ -218,6 +218,17 @@ def side_by_side(
     return out
 
 
+def inner_threshold(
+    pipeline: MLPipeline,   # Its settings; it is not changed
+    rows: F8,               # Shape (n, columns): `matrix` of all bars
+    labels: Labels,         # Of the training, with all features known
+    inner: int = 3,         # Purged folds
+) -> float:                 # Above 1 where no trade paid
+    "Choose a threshold inside a training: on predictions by models that didn't learn from what they predict."
+    classes, folds = np.unique(labels.value), list(PurgedKFold(labels, inner, pipeline.convergence).split(labels.first))
+    return best_threshold(labels, out_of_fold(pipeline, rows, labels, folds, classes), classes)
+
+
 def walk_forward(
     pipeline: MLPipeline,     # Its settings; it is not changed
     bars: pd.DataFrame,       # That the labels were made of
@@ -241,10 +252,7 @@ def walk_forward(
             raise BtcbotError(f"{len(known)} labels with known features before bar {begin}: give a longer training.")
         chosen = pipeline if choose is None else choose(pipeline, rows, known)
         fitted = chosen.fresh().fit_rows(rows, known)
-        least = threshold
-        if least is None:
-            folds = list(PurgedKFold(known, inner, chosen.convergence).split(known.first))
-            least = best_threshold(known, out_of_fold(chosen, rows, known, folds, classes), classes)
+        least = inner_threshold(chosen, rows, known, inner) if threshold is None else threshold
         asked = np.arange(begin, min(begin + splitter.test, len(rows)))
         out, at = np.zeros((len(asked), len(classes))), np.searchsorted(classes, fitted.classes)
         out[:, at] = fitted.predict_rows(rows, asked)
@@ -252,4 +260,4 @@ def walk_forward(
         return Forecast(begin, out, least, frequencies(known, classes))
 
     forecasts = side_by_side(fold, splitter.begins.tolist(), workers, "walk-forward")
-    return Predictions(bars, labels, classes, tuple(forecasts), f"{pipeline.family} walk-forward", lineage(pipeline, labels))
+    return Predictions(bars, labels, classes, tuple(forecasts), f"{pipeline.family} walk-forward", lineage(pipeline, labels.horizon))

@@ -22,7 +22,8 @@ from ..core.jit import F8, I8
 from ..features.engineering import FeatureEngineering
 from ..market.bars import time_ms
 from btcbot.models.families import (
-    ROUNDS, Sample, best_rounds, contributions, fit_classifier, load_classifier, make_classifier, probabilities, save_classifier, steps_of,
+    ROUNDS, Sample, best_rounds, contributions, fit_classifier, learned, load_classifier, make_classifier, probabilities,
+    save_classifier, steps_of,
 )
 from .labels import Labels, sample_weights
 from .networks import known_windows
@@ -93,6 +94,28 @@ class MLPipeline:
         names = ("family", "parameters", "decay", "is_balanced", "calibration", "early_stopping", "seed")
         return {name: getattr(self, name) for name in names}
 
+    def get_params(
+        self,
+        deep: bool = True,   # Unused
+    ) -> dict[str, Any]:     # By name
+        "Return what `__init__` takes, as scikit-learn does."
+        return {"features": self.features, **self.settings}
+
+    def _must_have_learned(self) -> None:
+        if not hasattr(self, "classifier"):
+            raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
+
+    @property
+    def fingerprint(self) -> str:   # 16 hexadecimal digits
+        "Hash of the features with their code, the settings, and all that was learned."
+        self._must_have_learned()
+        curves = None if self.curves is None else self.curves.tolist()
+        about = (self.features.versions(), self.settings, self.classes.tolist(), curves, self.trained_until, self.horizon, self.is_meta)
+        digest = hashlib.sha256(json.dumps(about, default=str).encode())
+        for part in learned(self.family, self.classifier):
+            digest.update(part)
+        return digest.hexdigest()[:16]
+
     @property
     def convergence(self) -> int:
         "How many bars back a prediction depends on."
@@ -137,7 +160,7 @@ class MLPipeline:
         rounds = self._rounds(rows, labels) if self.early_stopping else None
         self.curves = self._calibration(rows, labels, rounds) if self.calibration else None
         self.classifier = self._learned(rows, labels, rounds)
-        self.trained_until = int(labels.end.max())
+        self.trained_until, self.horizon, self.is_meta = int(labels.end.max()), labels.horizon, labels.sides is not None
         return self
 
     def _weights(self, labels: Labels) -> F8:
@@ -188,8 +211,7 @@ class MLPipeline:
         at: I8 | None = None,   # Shape (m,): numbers of the rows that are asked for (default: all)
     ) -> F8:                    # Shape (m, classes), NaN where a feature isn't known
         "Return the probability of each class for rows that were made before."
-        if not hasattr(self, "classifier"):
-            raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
+        self._must_have_learned()
         asked = np.arange(len(rows)) if at is None else at
         is_known = known_windows(rows, self.steps)[asked]
         out = np.full((len(asked), len(self.classes)), np.nan)
@@ -205,30 +227,40 @@ class MLPipeline:
         value: int | None = None,  # Of which class (default: the highest)
     ) -> pd.DataFrame:             # One column for each feature and the base; NaN where a feature isn't known
         "Share the score of a class out among the features, before calibration: log odds, of a forest probabilities."
-        if not hasattr(self, "classifier"):
-            raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
+        if last < 1:
+            raise BtcbotError(f"last={last}: give 1 bar or more.")
+        shares = self.explain_rows(self.matrix(bars), np.arange(len(bars))[-last:], value)
+        return pd.DataFrame(shares, bars.index[-last:], [*self.features.names, "base"])
+
+    def explain_rows(
+        self,
+        rows: F8,                  # Shape (n, columns): `matrix` of all bars
+        at: I8,                    # Shape (m,): numbers of the rows that are asked for
+        value: int | None = None,  # Of which class (default: the highest)
+    ) -> F8:                       # Shape (m, columns + 1): the last is the base; NaN where a feature isn't known
+        "Share scores out as `explain` does, for rows that were made before."
+        self._must_have_learned()
         asked = int(self.classes[-1]) if value is None else value
-        if asked not in self.classes or last < 1:
-            raise BtcbotError(f"value={asked}, last={last}: give one of {self.classes.tolist()}, and 1 bar or more.")
-        rows, at = self.matrix(bars), np.arange(len(bars))[-last:]
+        if asked not in self.classes:
+            raise BtcbotError(f"value={asked}: give one of {self.classes.tolist()}.")
         out, is_known = np.full((len(at), rows.shape[1] + 1), np.nan), known_windows(rows, self.steps)[at]
         if is_known.any():
             each = contributions(self.family, self.classifier, rows, at[is_known])
             out[is_known] = each[:, int(np.searchsorted(self.classes, asked))]
-        return pd.DataFrame(out, bars.index[-last:], [*self.features.names, "base"])
+        return out
 
     def save(
         self,
         folder: str | Path,   # Made where it doesn't exist
     ) -> Path:
         "Write what was learned, in formats that can't run code."
-        if not hasattr(self, "classifier"):
-            raise BtcbotError("This pipeline hasn't learned: call fit with bars and labels first.")
+        self._must_have_learned()
         target, made_of = Path(folder), self.features
         told = {
             "format": _FORMAT, "features": made_of.specifications, "timeframe": made_of.timeframe, "clock": made_of.clock,
             "versions": made_of.versions(), "settings": self.settings, "classes": self.classes.tolist(),
             "curves": None if self.curves is None else self.curves.tolist(), "trained_until": self.trained_until,
+            "horizon": self.horizon, "is_meta": self.is_meta,
         }
         try:
             json.dumps(told)
@@ -258,6 +290,7 @@ class MLPipeline:
         if changed := [name for name, known in made.features.versions().items() if told["versions"].get(name) != known]:
             raise BtcbotError(f"The code of {changed[0]} has changed since {source} was written: fit the pipeline again.")
         made.classes, made.trained_until = np.asarray(told["classes"], np.int64), told["trained_until"]
+        made.horizon, made.is_meta = told["horizon"], told["is_meta"]
         made.curves = None if told["curves"] is None else np.asarray(told["curves"], np.float64)
         made.classifier = load_classifier(made.family, model)
         return made

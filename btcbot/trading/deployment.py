@@ -66,6 +66,10 @@ def check_mode(
     return cast(Mode, mode)
 
 
+def _shown(parameters: Mapping[str, float]) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items()}   # NaN, for none, is text in the ledger, and equals nothing
+
+
 def require_backtest(
     strategy: Strategy,     # What shall trade
     timeframe: str,         # Of its bars
@@ -75,7 +79,7 @@ def require_backtest(
     found = TrialLedger(path).trials() if path.exists() else None
     if found is not None:
         same = (found["code_hash"] == strategy.trial_hash) & (found["timeframe"] == timeframe)
-        same &= found["parameters"].map(json.loads).map(dict(strategy.parameters).__eq__).astype(bool)
+        same &= found["parameters"].map(lambda text: _shown(json.loads(text)) == _shown(strategy.parameters)).astype(bool)
         if same.any():
             return str(found["hash"][same].iloc[-1])
     raise BtcbotError(

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.errors import BtcbotError
 from ..engine.lots import SCALED, SIZE_FRACTION, SIZE_LOTS, SIZE_RISK
+from ..market.bars import time_ms
 from ..market.clock import format_utc
 from ..strategies.base import Strategy
 from ..terminal.contract import RETCODES, C
@@ -88,6 +89,8 @@ def _lines(entry: Entry, result: Mapping[str, object], log: DecisionLog, strateg
         yield "bar", f"{format_utc(bar)}: not in the log of decisions"
     if decision is not None:
         yield from _decided(decision)
+        if strategy is not None and strategy.code_hash == about.get("code") and (reasons := _reasons(log, strategy, decision)):
+            yield "reasons", reasons
     body = entry.body if isinstance(entry.body, dict) else {}
     yield "asked for", f"{_asked(body)}; journalled {_moment(entry.created_ms)}"
     code = int(str(result.get("retcode", 0)))
@@ -112,6 +115,18 @@ def _decided(decision: Decision) -> Iterator[tuple[str, str]]:
     refused = f"refused: {'; '.join(decision.refused)}" if decision.refused else "nothing refused"
     stopped = f"; entries were stopped: {decision.stopped}" if decision.stopped else ""
     yield "risk", f"equity {decision.equity:,.2f}, margin {decision.margin:,.2f}, positions {decision.held}; {refused}{stopped}"
+
+
+def _reasons(log: DecisionLog, strategy: Strategy, decision: Decision) -> str:
+    "What spoke for the side of a decision and what against it, the weightiest first."
+    side, before = decision.target["side"], log.bars(0, decision.bar + 1).index[-strategy.memory :]
+    seen = [found.features for time in time_ms(before).tolist() if (found := log.decision(time)) is not None]
+    if side == 0 or len(seen) < strategy.memory:
+        return ""
+    shares = strategy.reasons(np.array([[float("nan") if v is None else v for v in each.values()] for each in seen]), side)
+    base = shares.pop("base", 0.0)
+    told = ", ".join(f"{name} {share:+.3g}" for name, share in sorted(shares.items(), key=lambda item: -abs(item[1])))
+    return f"for {'long' if side > 0 else 'short'} {told}; base {base:+.3g}, sum {base + sum(shares.values()):+.3g}" if shares else ""
 
 
 def story(
