@@ -107,6 +107,8 @@ COLOURS: Final = {
     name: f"#0000{k:02x}" for k, name in enumerate(("ink", "muted", "line", "accent", "good", "bad", "warn", "second", "third", "card"), 1)
 }
 _lock = threading.Lock()
+_TAG: Final = re.compile(r"<[^>]*>")
+_DIGITS: Final = re.compile(r"(\d\.\d)\d+")
 _SKIPPED: Final = re.compile(r"<defs>\s*<style.*?</defs>|<metadata>.*?</metadata>|<!--.*?-->", re.DOTALL)
 
 
@@ -129,7 +131,8 @@ def drawing(
             figure.savefig(file := io.StringIO(), format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = file.getvalue()
         text = _SKIPPED.sub("", text[text.index("<svg"):])
-        text = re.sub(r'<g id="[^"]*"/>\s*', "", re.sub(r"(\d\.\d)\d+", r"\1", text))
+        text = _TAG.sub(lambda tag: _DIGITS.sub(r"\1", tag[0]), text)   # Words, such as those of the ticks, stay whole
+        text = re.sub(r'<g id="[^"]*"/>\s*', "", text)
         text = re.sub(r'<g id="[^"]*">', "<g>", text)
         for colour, code in COLOURS.items():
             text = text.replace(code, f"var(--{colour})")
@@ -282,7 +285,7 @@ _PAGE: Final = """
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
-<title>{{ title }} · btcbot data report</title>
+<title>{{ title }} · btcbot</title>
 <style>{{ style | safe }}</style>
 </head>
 <body>
