@@ -197,14 +197,14 @@ def _is_moot(case: Case, row: Row) -> bool:
 
 
 def _is_other_change(case: Case, row: Row, answers: Sequence[tuple[int, int, int]]) -> bool:
-    """Tell whether a change of stops is one of several that ask for the same, or was executed later than anybody has to wait.
+    """Tell whether the broker executed other changes of stops that ask for the same, or this one later than anybody has to wait.
 
     Nothing is lost with a change that counts as not done: the trader compares the stops with what it wants, and asks again.
     """
     if row.request[0] != C.TRADE_ACTION_SLTP:
         return False
     same = [other.state for other in case.server if other.request == row.request]
-    return _may_adopt(case) or (len(same) > 1 and sum(code in DONE for code, _, _ in answers) <= same.count("done"))
+    return _may_adopt(case) or sum(code in DONE for code, _, _ in answers) <= same.count("done")
 
 
 def _may_adopt(case: Case) -> bool:
@@ -223,9 +223,8 @@ def _agreed(case: Case) -> list[str]:
     for row in case.client:
         is_done = any(code in DONE for code, _, _ in effects.get(row.request, []))
         theirs = server.get(row.key)
-        is_known = theirs is not None and (
-            theirs.is_adopted or _is_moot(case, theirs) or _is_other_change(case, theirs, effects.get(row.request, []))
-        )
+        is_settled = theirs is not None and (theirs.is_adopted or _is_moot(case, theirs))
+        is_known = is_settled or _is_other_change(case, row, effects.get(row.request, []))
         if row.state == "not_done" and is_done and not is_known:
             wrong.append(f"the trader believes not done, the broker executed it: {row.about}")
         elif row.state == "done" and (theirs is None or theirs.state != "done"):
