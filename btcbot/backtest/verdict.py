@@ -76,7 +76,7 @@ class Verdict:
             (self.idea.missing == 0, f"daily returns of {self.idea.missing:,} trials on these days are missing from the ledger"),
             (not math.isnan(self.p), f"{days} days are too few for the test, which takes {LEAST_DAYS}"),
             (not self.p > self.limit, f"p is {self.p:.3f}, above {self.limit:g}"),
-            (self.net > 0, "it lost money"),
+            (self.net > 0, "it lost money" if self.net < 0 else "it earned nothing"),
             (self.net <= 0 or self.worst > 0, "with each ambiguous trade at its worst it lost money"),
             (self.net <= 0 or self.costly > 0, "at 1.5 times the costs it lost money"),
             (self.net <= 0 or days >= self.least_days,
@@ -121,7 +121,7 @@ class Verdict:
         "The page, line by line."
         first, last = (f"{day:%Y-%m-%d}" for day in self.days.index[[0, -1]])
         trials, years = len(self.idea.trials), self.years
-        earned = f"{'earned' if self.net > 0 else 'lost'} {format_percent(abs(self.net))}"
+        earned = f"{'earned' if self.net >= 0 else 'lost'} {format_percent(abs(self.net))}"
         said = [f"{self.name} {earned} after costs in {format_number(len(self.days))} days, {first} to {last}."]
         for name, test in self.tests.items():
             share, most = format_percent(float(test.adjusted[self.place]), 1), format_percent(self.limit, 0)
@@ -260,7 +260,7 @@ def verdict(
         "not enough", label, idea, place, tests, p, limit, net, worst, costly,
         minimum_track_record(trial.sharpe_day, trial.skewness, trial.kurtosis), pd.Series(idea.returns[:, place], days), broken,
     )
-    level: Level = "unverifiable" if broken or idea.missing else "against" if net <= 0 else "not enough" if found.reasons else "evidence"
+    level: Level = "unverifiable" if broken or idea.missing else "against" if net < 0 else "not enough" if found.reasons else "evidence"
     return replace(found, level=level)
 
 # %% ../../nbs/57_backtest.verdict.ipynb #0c537ae6

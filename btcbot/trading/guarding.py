@@ -17,7 +17,7 @@ from ..core.jit import I8
 from ..engine.risk import CHANGE_STOPS, CLOSE
 from ..terminal.contract import C, Tick, TradePosition
 from ..terminal.journal import Entry
-from .execution import OrderExecution
+from .execution import LEGS, OrderExecution
 
 # %% ../../nbs/71_trading.guarding.ipynb #7a12388e
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class StopKeeper:
 
     def _restore(self, execution: OrderExecution, position: TradePosition, sl: float, tp: float, tick: Tick) -> int:
         _log.error("ALARM: position %d has lost its stop at %.8g", position.ticket, sl)
-        side, attempt = (1 if position.type == C.POSITION_TYPE_BUY else -1), self._attempts.get(position.ticket, 1)
+        side, attempt = (1 if position.type == C.POSITION_TYPE_BUY else -1), self._attempt(execution, position)
         unit, step = 1 / execution.symbol.point, execution.symbol.volume_step
         steps = round(position.volume / step)
         levels: I8 = np.array([CHANGE_STOPS, position.ticket, side, 0, round(sl * unit), round(tp * unit)], np.int64)
@@ -62,6 +62,16 @@ class StopKeeper:
         done = execution.send_order(closing, position.time_update_msc, None, attempt)
         self._attempts[position.ticket] = max(fill.attempt, done.attempt) + 1
         return 2
+
+
+    def _attempt(self, execution: OrderExecution, position: TradePosition) -> int:
+        "The first attempt that isn't settled yet: those of an earlier process count, too, and none is answered from the journal."
+        attempt = self._attempts.get(position.ticket, 1)
+        while (entry := execution.journal.get(execution.key(position.time_update_msc, LEGS[CHANGE_STOPS], position.ticket, attempt))):
+            if entry.state != "not_done":
+                break
+            attempt += 1
+        return attempt
 
 
 def _last_set(execution: OrderExecution, position: TradePosition) -> tuple[float, float]:

@@ -394,6 +394,10 @@ class Trader:
             rates, block = found[block[:, 0] <= newest], block[block[:, 0] <= newest]
             self.metrics.data_gaps.inc()
         is_fresh = block[:, 0] > self._last_time
+        in_order = np.minimum.accumulate(np.where(is_fresh, block[:, 0], np.inf)[::-1])[::-1]
+        if (ahead := is_fresh & (block[:, 0] > in_order)).any():
+            _log.warning("The bar of %s came before an earlier one: the clock was wrong; left out.", format_utc(int(block[ahead, 0][0])))
+        is_fresh &= ~ahead
         block = block[is_fresh]
         if len(block):
             self._last_time, self._seen = int(block[-1, 0]), block[-1]

@@ -40,10 +40,11 @@ class Link(BaseAdapter):
         troubles: tuple[Trouble, ...],
         carry: Callable[..., requests.Response],
         struck: Callable[[str], object],
+        until: float,  # from then on nothing goes wrong any more
         patience: float = 1.0,  # market seconds in a second of the caller's time-out
     ):
         super().__init__()
-        self._time, self._carry, self._struck, self._patience = time, carry, struck, patience
+        self._time, self._carry, self._struck, self._until, self._patience = time, carry, struck, until, patience
         self._spans = [trouble for trouble in troubles if trouble.kind in LINK_KINDS[-2:]]
         self._single = [trouble for trouble in troubles if trouble.kind in LINK_KINDS[:-2]]
 
@@ -59,7 +60,7 @@ class Link(BaseAdapter):
                 raise requests.ReadTimeout("silence", request=request)
         if urlsplit(request.url or "").path != ORDER:
             return self._carried(request, limit, timeout, how)
-        trouble = next((one for one in self._single if one.at_s <= now), None)
+        trouble = next((one for one in self._single if one.at_s <= now < self._until), None)
         if trouble is None:
             return self._carried(request, limit, timeout, how)
         self._single.remove(trouble)

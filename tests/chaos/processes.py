@@ -111,7 +111,7 @@ def client(schedule: Schedule, url: str, folder: Path, kill: Kill | None, change
     if change is not None:
         change()
     adapter = HTTPAdapter()
-    link = Link(clock, schedule.troubles, adapter.send, lambda kind: say({"struck": kind}), SPEED)
+    link = Link(clock, schedule.troubles, adapter.send, lambda kind: say({"struck": kind}), schedule.calm_from_s, SPEED)
     begin = Transport.open
 
     def opened(self: Transport) -> requests.Session:

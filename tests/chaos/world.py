@@ -28,7 +28,7 @@ from btcbot.core.errors import BtcbotError
 from btcbot.engine.limits import RiskLimits
 from btcbot.terminal import evidence, remote, transport
 from btcbot.terminal.contract import C, TradeRequest
-from btcbot.terminal.faults import plan_from_text
+from btcbot.terminal.faults import FaultPlan, plan_from_text
 from btcbot.terminal.journal import OrderJournal
 from btcbot.terminal.remote import RemoteTerminal
 from btcbot.terminal.transport import Transport
@@ -303,7 +303,7 @@ class Play:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=shared if shared.is_dir() else None))
         self.trace, self.trouble, self.struck = list[str](), list[str](), Counter[str]()
         self.killed, self.crashes = list[tuple[str, str]](), Counter[str]()
-        self.switched, self._is_flatten = list[tuple[float, float]](), False
+        self.switched, self._thrown, self._flatten_s = list[tuple[float, float]](), 0, float("inf")
         self.entries: dict[str, float] = {}  # when each entry was first sent
         self._armed: dict[str, Kill | None] = {"server": None, "client": None}
         self._kills = {name: [kill for kill in schedule.kills if kill.process == name] for name in ("server", "client")}
@@ -318,7 +318,7 @@ class Play:
         while not self.twin.initialize():  # a plan may begin with a terminal that is away
             self.clock.wait(0.5)
         self.server, self.bot = Server(self), cast(Bot | None, None)
-        self.link = Link(self.clock, schedule.troubles, self.server.carry, self._strike)
+        self.link = Link(self.clock, schedule.troubles, self.server.carry, self._strike, schedule.calm_from_s)
 
     @property
     def now_ms(self) -> int:
@@ -392,15 +392,22 @@ class Play:
 
     def _throw(self, state: str) -> None:
         KillSwitch(self.folder / "stop.json").throw(cast(Any, state), "a person")
-        self.switched.append((self.clock.now, float("inf")))
-        self._is_flatten = state == "flatten"
+        if not self._thrown:
+            self.switched.append((self.clock.now, float("inf")))
+        self._thrown += 1
+        if state == "flatten":
+            self._flatten_s = min(self._flatten_s, self.clock.now)
         self._strike("switch")
 
     def _clear(self) -> None:
+        self._thrown -= 1
+        if self._thrown:
+            return  # a second one was thrown meanwhile
         KillSwitch(self.folder / "stop.json").clear()
-        begin, end = self.switched[-1] = self.switched[-1][0], self.clock.now
+        self.switched[-1] = self.switched[-1][0], self.clock.now
+        begin, end, self._flatten_s = self._flatten_s, self.clock.now, float("inf")
         own = [position.ticket for position in self.twin.broker.answer("positions_get", (), {}) if position.magic]
-        if own and self._is_flatten and end - begin > 150.0 and not self.schedule.is_disturbed(begin, end):
+        if own and end - begin > 150.0 and not self.schedule.is_disturbed(begin, end):
             self.trouble.append(f"not flat after {end - begin:.0f} s: positions {own}")
         self.note("the switch is cleared")
 
@@ -592,11 +599,17 @@ def _opened(self: Transport) -> requests.Session:
 _open = Transport.open
 
 
+def _is_calm(elapsed_ms: int) -> bool:
+    return elapsed_ms >= cast(Play, _World.play).schedule.calm_from_s * 1000
+
+
 @functools.cache
 def _once() -> None:
     Transport.open = _opened
     honest_changes()
     count_faults(_World.struck)
+    before = FaultPlan.before
+    FaultPlan.before = lambda plan, name, number, elapsed_ms: None if _is_calm(elapsed_ms) else before(plan, name, number, elapsed_ms)
     application()
     certified()
     logging.disable(logging.CRITICAL)
