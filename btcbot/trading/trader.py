@@ -168,7 +168,7 @@ class Trader:
         "Show past bars to the strategy; nothing is traded."
         left = self.execution.settle_open()
         if left:
-            raise BtcbotError(f"Orders {', '.join(left)} of an earlier run have no known outcome: settle them before trading on.")
+            _log.warning("No entry is sent until the outcome of orders of an earlier run is known: %s.", ", ".join(left))
         self.reconcile()
         for start in range(0, len(bars), 65_536):
             self.stream.update(bar_block(bars.iloc[start : start + 65_536]))

@@ -5,7 +5,7 @@ import random
 from dataclasses import asdict, dataclass, replace
 
 from btcbot.market.profile import BrokerProfile, broker_profile
-from btcbot.terminal.faults import CALL_KINDS, FAULT_KINDS, Fault, FaultKind, FaultPlan, plan_from_text
+from btcbot.terminal.faults import CALL_KINDS, FAULT_KINDS, LOST_ANSWER, LOST_REQUEST, Fault, FaultKind, FaultPlan, plan_from_text
 from tests.faults.schedules import COMMENT_RULES, DELAYS_MS, SERVER_POINTS, Kill, at_order, in_time
 
 FAULTS_S, END_S = 18 * 60, 46 * 60  # market seconds in which things go wrong, and of a schedule
@@ -18,11 +18,12 @@ KINDS = (*FAULT_KINDS, *LINK_KINDS, *MACHINE_KINDS)
 # The trader asks a terminal that knows keys, so its journal never says `sent`.
 TRADER_POINTS = tuple(point for point in SERVER_POINTS if not point.startswith("sent"))
 POINTS = (*(("server", point) for point in SERVER_POINTS), *(("client", point) for point in TRADER_POINTS))
+_TIMES = {("server", "adopt"): 3, ("client", "adopt"): 3, ("client", "again"): 3, ("server", "unknown"): 2}  # the rarest
 _TARGETS = [
     (kind, process, name)
     for process, points in (("server", SERVER_POINTS), ("client", TRADER_POINTS))
     for name in dict.fromkeys(point.partition(".")[0] for point in points)
-    for kind in KINDS * {"adopt": 3, "again": 2, "unknown": 2}.get(name, 1)  # the rarest
+    for kind in KINDS * _TIMES.get((process, name), 1)
 ]
 TARGETS = random.Random(0).sample(_TARGETS, len(_TARGETS))  # in an order in which a short campaign sees something of everything
 
@@ -115,7 +116,12 @@ def draw(seed: int, is_live: bool = False) -> Schedule:
     kind, process, name = TARGETS[seed % len(TARGETS)]
     profile = chance.choice(PROFILES)
     is_netting = profile.startswith("netting") or chance.random() < 0.25
+    if kind == "by_hand" and is_netting:  # where a person closes what isn't told from the trader's own
+        profile, is_netting = "ecn-ny7", False
+    is_rare = name == "adopt" or (process, name) == ("client", "again")
     numbers = chance.sample(range(1, 9 if is_live else 13), 8 if is_live else 12)
+    if is_rare:
+        numbers = [number for number in numbers if number > 8]
     faults, troubles = list[Fault](), list[Trouble]()
 
     def strike(one: str) -> None:
@@ -132,23 +138,24 @@ def draw(seed: int, is_live: bool = False) -> Schedule:
         elif not is_call:
             faults.append(replace(in_time(broken, chance), at_ms=chance.randint(60_000, (faults_s - 90) * 1000)))
 
-    if name in ("unknown", "adopt"):
+    if name == "unknown":
         strike("lost_answer")
-        if name == "adopt":
-            faults[-1] = replace(faults[-1], for_ms=chance.choice((60_000, 90_000)))
+    if name == "adopt":  # an entry that is executed when everybody has given it up
+        faults.append(Fault("lost_answer", "order_send", 1, for_ms=chance.choice((60_000, 90_000)), size=chance.choice(LOST_ANSWER)))
     if name == "not_done":
         strike(chance.choice(("reject", "requote", "lost_request")))
-    if name == "again":
-        strike(chance.choice(("lost_answer", "lost_request")) if process == "client" else "unclear")
+    if (process, name) == ("server", "again"):
+        strike("unclear")
         troubles.append(Trouble("lost_reply", chance.uniform(60, faults_s / 2)))
-        if process == "client" and not is_live:
-            troubles.append(replace(_trouble("switch", chance, faults_s), where="flatten"))
-            troubles.append(Trouble("silence", troubles[-1].at_s - 5.0, for_s=40.0))
+    if (process, name) == ("client", "again"):  # what closes all positions gets lost, and is asked for again under its key
+        faults.append(Fault("lost_request", "order_send", 7, size=chance.choice(LOST_REQUEST)))
+        if not is_live:  # the seventh order of the day is then the one that closes
+            troubles.append(Trouble("switch", chance.uniform(302, 358), for_s=200.0, where="flatten"))
     if kind in kinds:
         strike(kind)
     for other in chance.sample([one for one in kinds if one != kind], chance.randint(3, 7)):
         strike(other)
-    kills = [Kill(process, f"{name}.before", chance.randint(1, 3)), Kill(process, f"{name}.after", chance.randint(1, 3))]
+    kills = [Kill(process, f"{name}.{side}", 1 if is_rare else chance.randint(1, 3)) for side in ("before", "after")]
     if chance.random() < 0.3:
         kills.reverse()
     if chance.random() < 0.5:
