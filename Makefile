@@ -27,7 +27,7 @@ help:
 	@echo "make format      format and fix what ruff can"
 	@echo "make bench       timings, reported and never asserted"
 	@echo "make parity [ROUNDS=500]   long seeded comparisons, of which make test runs a sample"
-	@echo "make honesty [SEED=1]   the statistics on markets without an edge, and with one of known size (half an hour)"
+	@echo "make honesty [SEED=1]   the statistics on markets without an edge, and with one of known size (most of an hour)"
 	@echo "make faults [SCHEDULES=2000]   orders under failures and kills, then the planted bugs that these must find"
 	@echo "make chaos [N=10000] [SEED=7]   the whole trader under all faults at once, then its planted bugs; or one schedule with its trace"
 	@echo "make mutants     faults of one line in the account and the decisions, each of which a test must find"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -20,6 +21,8 @@ from btcbot.backtest.statistics import probabilistic_sharpe_ratio
 from btcbot.backtest.superiority import superiority
 from btcbot.backtest.sweep import Sweep, sweep
 from btcbot.backtest.verdict import verdict
+from btcbot.models.networks import NETWORKS
+from tests.honesty.learners import GIVEN, learned
 from tests.honesty.markets import (
     APART,
     APART_GRID,
@@ -44,9 +47,8 @@ class Judged:
     """What was said about one market."""
 
     level: str
-    p: float
-    naive: bool  # The best rule, tested as if it were the only one: PSR of at least 95 %
-    profit: bool  # The best rule made money
+    naive: bool  # What looks best, tested as if it were the only one: PSR of at least 95 %; of models on plain shuffled folds
+    profit: bool  # It made money
 
 
 def judge(bars: pd.DataFrame, rules: str = "crossing") -> Judged:
@@ -57,7 +59,13 @@ def judge(bars: pd.DataFrame, rules: str = "crossing") -> Judged:
         found = verdict(sweep(strategy, grid, bars, account=SimpleAccount(fee=FEE), workers=1, ledger=ledger), ledger)
     trial = found.idea.trials.iloc[found.place]
     alone = probabilistic_sharpe_ratio(trial["sharpe_day"], trial["days"], trial["skewness"], trial["kurtosis"])
-    return Judged(found.level, found.p, alone >= 0.95, found.net > 0)
+    return Judged(found.level, alone >= 0.95, found.net > 0)
+
+
+def judge_models(bars: pd.DataFrame, families: tuple[str, ...] = tuple(GIVEN)) -> Judged:
+    """Tune families of models on a market, and walk forward to one verdict over all of them."""
+    found, naive = learned(bars, families)
+    return Judged(found.level, naive, found.net > 0)
 
 
 def null_p(seed: tuple[int, ...]) -> float:
@@ -66,12 +74,27 @@ def null_p(seed: tuple[int, ...]) -> float:
     return superiority(null_matrix(rng), seed=int(rng.integers(2**31))).p
 
 
-def null_market(seed: tuple[int, ...]) -> Judged:
-    """Judge a market without an edge: a random walk, or, where the real bars are there, real ones with their signs drawn anew."""
+def null_bars(seed: tuple[int, ...]) -> pd.DataFrame:
+    """Return a market without an edge: a random walk, or, where the real bars are there, real ones with their signs drawn anew."""
     rng = np.random.default_rng(seed)
     if seed[-1] % 2 and REAL.exists():
-        return judge(flipped(real_hours(), rng))
-    return judge(as_bars(null_returns(rng), rng))
+        return flipped(real_hours(), rng)
+    return as_bars(null_returns(rng), rng)
+
+
+def null_market(seed: tuple[int, ...]) -> Judged:
+    """Judge the rules on a market without an edge."""
+    return judge(null_bars(seed))
+
+
+def null_models(seed: tuple[int, ...]) -> Judged:
+    """Judge three families of models on a market without an edge."""
+    return judge_models(null_bars(seed))
+
+
+def null_networks(seed: tuple[int, ...]) -> Judged:
+    """Judge the networks on a market without an edge."""
+    return judge_models(null_bars(seed), tuple(NETWORKS))
 
 
 def real_hours() -> pd.DataFrame:
@@ -91,6 +114,11 @@ def edge_market(given: tuple[tuple[int, ...], float, str]) -> Judged:
     """Judge a market with a planted drift."""
     _, _, rules = given
     return judge(planted(*given), rules)
+
+
+def edge_models(given: tuple[tuple[int, ...], float, str]) -> Judged:
+    """Judge three families of models on a market with a planted drift."""
+    return judge_models(planted(*given))
 
 
 def planted(seed: tuple[int, ...], size: float, rules: str) -> pd.DataFrame:
@@ -130,11 +158,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--matrices", type=int, default=10_000)
     parser.add_argument("--markets", type=int, default=400)
+    parser.add_argument("--models", type=int, default=100, help="markets for three families of models, and half as many with an edge")
+    parser.add_argument("--networks", type=int, default=0, help="markets for the networks: half a minute or more each")
     parser.add_argument("--power", type=int, default=200, help="markets a point")
     parser.add_argument("--years", type=int, default=200, help="of separate data that measure the size of an edge")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="file for the figures, JSON")
     given = parser.parse_args()
-    failed = []
+    failed, figures = list[str](), dict[str, object](vars(given) | {"out": None})
     with ProcessPoolExecutor(given.jobs) as pool:
 
         def timed(title: str, work: Callable[[], str]) -> None:
@@ -146,27 +177,34 @@ def main() -> int:
             found, most = int((p <= 0.05).sum()), bound(given.matrices)
             if found > most:
                 failed.append("matrices")
+            figures["matrices found"] = found
             return f"{found:,} of {given.matrices:,} with p <= 0.05, {found / given.matrices:.2%} (at most {most:,})"
 
-        def markets() -> str:
-            judged = list(pool.map(null_market, [(given.seed, 2, k) for k in range(given.markets)]))
-            found, most = sum(one.level == "evidence" for one in judged), bound(given.markets)
+        def markets(what: str, number: int, place: int, judged_by: Callable[[tuple[int, ...]], Judged]) -> str:
+            judged = list(pool.map(judged_by, [(given.seed, place, k) for k in range(number)]))
+            found, most = sum(one.level == "evidence" for one in judged), bound(number)
             if found > most:
-                failed.append("markets")
+                failed.append(what)
             naive, profit = sum(one.naive for one in judged), sum(one.profit for one in judged)
+            figures[what] = {"markets": number, "evidence": found, "at most": most, "naive": naive, "profit": profit}
             return (
-                f"{found} of {given.markets} with evidence (at most {most}); the best rule made money in {profit}, "
-                f"and tested as if it were the only one it would be found in {naive}"
+                f"{found} of {number} with evidence (at most {most}); the best made money in {profit}, "
+                f"and without any correction it would be found in {naive}"
             )
 
         timed("null matrices", matrices)
-        timed("null markets", markets)
+        timed("null markets, rules", lambda: markets("rules", given.markets, 2, null_market))
+        if given.models:
+            timed("null markets, models", lambda: markets("models", given.models, 4, null_models))
+        if given.networks:
+            timed("null markets, networks", lambda: markets("networks", given.networks, 5, null_networks))
         for rules in RULES if given.power else ():
             for wanted in (1.0, 2.0, 3.0):
                 began = time.monotonic()
                 size = size_of(given.seed, wanted, rules, given.years, pool)
                 judged = list(pool.map(edge_market, [((given.seed, 3, k), size, rules) for k in range(given.power)]))
                 share = sum(one.level == "evidence" for one in judged) / given.power
+                figures[f"power {rules} {wanted:g}"] = {"drift": size, "share": share}
                 if rules == "crossing" and wanted == 2 and share < 0.8:
                     failed.append("power at 2")
                 print(
@@ -174,6 +212,13 @@ def main() -> int:
                     f"({time.monotonic() - began:.0f} s)",
                     flush=True,
                 )
+                if rules == "crossing" and wanted == 3 and given.models:
+                    judged = list(pool.map(edge_models, [((given.seed, 6, k), size, rules) for k in range(given.models // 2)]))
+                    share = sum(one.level == "evidence" for one in judged) / len(judged)
+                    figures["power models"] = {"drift": size, "share": share}
+                    print(f"power, models, on markets of that drift: {share:.1%} of {len(judged)} found", flush=True)
+    if given.out:
+        given.out.write_text(json.dumps(figures | {"failed": failed}, indent=1) + "\n", encoding="utf-8")
     print("failed: " + ", ".join(failed) if failed else "as it should be")
     return int(bool(failed))
 

@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from btcbot.backtest.ledger import TrialLedger, Tried
 from btcbot.backtest.superiority import superiority
-from tests.honesty.campaign import bound, judge, null_p, planted
+from tests.honesty.campaign import bound, judge, judge_models, null_p, planted
 from tests.honesty.markets import as_bars, flipped, null_matrix, null_returns
 
 Walk = Callable[[np.random.Generator], pd.DataFrame]
@@ -60,6 +60,13 @@ def test_from_bars_to_verdict() -> None:
     assert [judge(walk(np.random.default_rng((5, k)))).level == "evidence" for k in range(4)] == [False] * 4
     assert [judge(planted((6, k), 0.15, "crossing")).level for k in range(2)] == ["evidence"] * 2
     assert judge(planted((6, 0), 0.1, "apart"), "apart").level == "evidence"
+
+
+@pytest.mark.jit
+def test_from_bars_to_the_verdict_over_models() -> None:
+    """A model finds nothing on a walk, where shuffled folds find something; it finds a planted edge."""
+    null, edge = (judge_models(bars, ("xgboost",)) for bars in (walk(np.random.default_rng(5)), planted((6, 0), 0.15, "crossing")))
+    assert (null.level == "evidence", null.naive, edge.level) == (False, True, "evidence")
 
 
 @pytest.mark.parametrize("seed", range(3))
