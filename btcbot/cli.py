@@ -19,6 +19,7 @@ import typer
 
 from . import __version__
 from .cli_features import certify
+from .cli_models import models_app
 from .cli_data import clean, data_app, ingest, prepared, store_app
 from .cli_security import audit_app, secrets_app, user_app
 from .cli_terminal import terminal_app
@@ -56,6 +57,7 @@ app.command()(costs)
 app.add_typer(store_app, name="store")
 app.add_typer(data_app, name="data")
 app.add_typer(terminal_app, name="terminal")
+app.add_typer(models_app, name="models")
 app.add_typer(secrets_app, name="secrets")
 app.add_typer(user_app, name="user")
 app.add_typer(audit_app, name="audit")

@@ -58,7 +58,7 @@ def certify(
             every = every_version(open_store, *key, start, end) if arrivals else None
     from btcbot.data.certificates import CertificateFile
     from btcbot.features.causality import certify as examine
-    from btcbot.models.strategy import strategy_named
+    from btcbot.models.registry import strategy_named
 
     certificate = examine(made := strategy_named(strategy, own, parameters(parameter or [])), bars, arrivals=every, name=str(made))
     with CertificateFile() as file:

@@ -80,13 +80,14 @@ def live(
     import time
 
     from btcbot.data.connect import open_store
-    from btcbot.models.strategy import strategy_named
+    from btcbot.data.tables import now_ms
+    from btcbot.models.registry import model_folder, registered, strategy_named
     from btcbot.terminal.connect import connect
     from btcbot.trading.deployment import Deployment, check_mode, deployment_folder, require_backtest
 
     broker, chosen = _profile(profile), strategy_named(strategy, timeframe, parameters(parameter or []))
-    timeframe, place = chosen.timeframe, Path(strategy)
-    folder = deployment_folder(settings.home, name or f"{place.name}-{broker.symbol.name}-{timeframe}".lower())
+    timeframe, place = chosen.timeframe, model_folder(strategy)
+    folder = deployment_folder(settings.home, name or f"{Path(strategy).name}-{broker.symbol.name}-{timeframe}".lower())
     limits = _limits(limit or [])
     opened = connect(url, settings.server_token)
     if not opened.initialize():
@@ -98,6 +99,7 @@ def live(
         checked = check_mode(mode, url, account.trade_mode)
         if checked in ("demo", "live"):
             require_backtest(chosen, timeframe, settings.home / "ledger.sqlite")
+        card = None if place is None else registered(place, checked == "live")
         if checked == "live":
             if not real_money:
                 raise BtcbotError(f"The mode live trades the real account {account.login}: add --real-money if that is meant.")
@@ -108,13 +110,18 @@ def live(
             open_store(settings.store) as store,
             Deployment(folder, opened, chosen, broker, store, timeframe, checked, limits=limits, foreign=foreign) as trading,
         ):
-            given = str(place.resolve()) if (place / "strategy.json").exists() else strategy
+            def is_over() -> bool:
+                if card is not None and card.is_expired(now_ms()) and not trading.loop.switch.state:
+                    trading.loop.switch.throw("stop", f"the model {card.name} expired on {card.expires}")
+                return bool(minutes) and time.monotonic() >= until
+
+            given = strategy if place is None else str(place.resolve())
             trading.journal.put(_RECIPE, json.dumps([given, timeframe, parameters(parameter or [])]))
             bars = trading.warm_up()
             typer.echo(f"{chosen}, mode {checked}, account {account.login}: {bars} bars seen. To stop it: btcbot stop {folder.name}")
             until = time.monotonic() + minutes * 60
             with trading.loop.signals():
-                record = trading.run(lambda: bool(minutes) and time.monotonic() >= until)
+                record = trading.run(is_over)
         done = ", ".join(f"{count} {outcome}" for outcome, count in record.orders.items()) or "none"
         typer.echo(f"{record.bars} bars, orders: {done}. Open positions stay, with their stops at the broker.")
     finally:
@@ -170,7 +177,7 @@ def lift(
 # %% ../nbs/90_cli_trading.ipynb #a12d489c
 def _strategy(journal: "OrderJournal") -> "Strategy | None":
     "What the deployment was begun with, in the code of today."
-    from btcbot.models.strategy import strategy_named
+    from btcbot.models.registry import strategy_named
 
     if (recipe := journal.fact(_RECIPE)) is None:
         return None

@@ -36,6 +36,7 @@ from ..engine.conditions import VALUE_DEN, VALUE_NUM, account_params
 from ..engine.limits import HALTED_AT, RiskLimits, refusals
 from ..engine.risk import MAX_INTENTS, N_INTENT, TARGET_ID, RiskManager
 from ..market.bars import BAR_SPREAD, content_hash, time_ms, timeframe_ms
+from ..market.clock import format_utc
 from ..market.profile import BrokerProfile
 from ..strategies.arrays import ArrayStream, Given, Sizing, TargetArrays, Together, as_targets
 from ..strategies.base import SignalStream, Strategy
@@ -136,6 +137,9 @@ class Result:
     def caution(self) -> str:
         "What a reader has to know about the targets; empty for a compiled strategy."
         parts = self.strategy.strategies if isinstance(self.strategy, Together) else (self.strategy,)
+        learned = max(getattr(part, "trained_until", 0) for part in parts)
+        if len(self.equity) and learned > int(time_ms(self.equity.index[:1])[0]):
+            return f"hindsight: a model learned from bars until {format_utc(learned)}, and trades some of them"
         return "targets from arrays: look-ahead was not checked" if any(isinstance(part, TargetArrays) for part in parts) else ""
 
     @property

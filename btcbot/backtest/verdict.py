@@ -244,6 +244,8 @@ def verdict(
         ledger.verify()
     except BtcbotError as error:
         broken = str(error)
+    if isinstance(of, Result) and of.caution.startswith("hindsight"):
+        broken = f"{of.caution}; judge the walk-forward"
     if isinstance(of, Sweep) and not isinstance(of.asked.account, SimpleAccount):
         of = of.result(int(of.table.index[row]))
     names: list[Benchmark] = [benchmark] if benchmark else ["flat", "market"] if _sides(of) == {"buy"} else ["flat"]

@@ -14,7 +14,8 @@ from btcbot.market.profile import broker_profile
 from btcbot.market.synthetic import synthetic_bars
 from btcbot.models.labels import triple_barrier
 from btcbot.models.pipeline import MLPipeline
-from btcbot.models.strategy import model_strategy, strategy_named
+from btcbot.models.registry import strategy_named
+from btcbot.models.strategy import model_strategy
 from btcbot.strategies.arrays import Sizing
 from btcbot.terminal.journal import OrderJournal
 from btcbot.terminal.twin import Twin

@@ -41,6 +41,7 @@ from mt5_server import __main__ as server
 from mt5_server import auth_cli
 
 TWIN = "twin://?seed=3&from=2024-01-02&to=2024-01-05&start=2024-01-03&profile=crypto-24x7"
+STRANGER = "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
 KINDS = (
     "vault value",
     "second vault value",
@@ -257,6 +258,16 @@ def cases(folder: Path) -> list[Case]:
         Case(("clean", "no-such-file.csv"), 2),
         Case(("certify", "volatility-breakout", "--data", bars, "--set", "channel=3", "--set", "atr=3", "--set", "hold=3"), None),
         Case(("certify", "no-such-strategy"), 2),
+        Case(("models", "list")),
+        Case(("models", "show", "none"), 2),
+        Case(("models", "verify")),
+        Case(("models", "promote", "none"), 2),
+        Case(("models", "rollback"), 2, ME),
+        Case(("models", "expire", "none"), 2),
+        Case(("models", "key")),
+        Case(("models", "trust", STRANGER), 0, ME),
+        Case(("models", "trust", STRANGER), 2, ("anna", PASSWORD, "000000")),
+        Case(("models", "trust", f"ed25519:{SECRETS['query token']}"), 2, ME),
         Case((*live, f"{TWIN}&speed=2000", "--mode", "twin")),
         Case((*live, f"https://me:{SECRETS['address password']}@127.0.0.1:9"), 2),
         Case((*live, f"{TWIN}&password={SECRETS['query token']}", "--mode", "live"), 2),
